@@ -1,0 +1,326 @@
+"""YAML -> checked tree -> objects, through a closed registry of classes.
+
+A node is `{target: NAME, params: {...}}`. NAME is a key of the registry and is never imported, so a config file cannot run code.
+Params are compared with the constructor's annotated signature before anything is built, nested nodes included.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import difflib
+import importlib.util
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, Union
+
+C = TypeVar("C", bound=type)
+
+_REGISTRY: dict[str, type] = {}
+_ALIASES: set[str] = set()
+_MAX_BYTES = 1 << 20  # a config is text that somebody wrote; a megabyte is none
+
+
+class ConfigError(ValueError):
+    """A config that cannot be built. The message has one line per fault: YAML path, value, nearest known name."""
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A checked node: what to construct, and with which (possibly nested) arguments."""
+
+    cls: type
+    kwargs: dict[str, Any]
+
+
+def register(name: str, *aliases: str) -> Callable[[C], C]:
+    """Class decorator: the class may be a `target` under its short name and its aliases (original dotted names)."""
+
+    def add(cls: C) -> C:
+        for key in (name, *aliases):
+            known = _REGISTRY.get(key, cls)
+            if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise ValueError(f"target {key!r} is already registered by {known.__module__}.{known.__qualname__}")
+            _REGISTRY[key] = cls
+        _ALIASES.update(aliases)
+        return cls
+
+    return add
+
+
+def registered(name: str) -> type:
+    """The class behind a target name; ConfigError with the nearest known name if there is none."""
+    if not isinstance(name, str) or name not in _REGISTRY:
+        raise ConfigError(f"unknown target {name!r}{_nearest(str(name), _REGISTRY)}")
+    return _REGISTRY[name]
+
+
+def load_plugin(path: str | Path) -> types.ModuleType:
+    """Run a Python file that the user named, so that the classes it registers become targets."""
+    path = Path(path)
+    if path.suffix != ".py" or not path.is_file():
+        raise ConfigError(f"{path}: a plugin must be an existing .py file")
+    name = f"ldm_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickling look a class's module up here
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ConfigError(f"{path}: the plugin failed with {type(error).__name__}: {error}") from error
+    return module
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def load_config(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file into plain dicts, lists and scalars.
+
+    `1e-4` is a number and a duplicate key is an error. `${a.b}` stands for the scalar at `a.b`; resolvers such as `${oc.env:…}`
+    and YAML anchors are refused, so a file neither reads its surroundings nor grows when it is expanded.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise ConfigError(f"{path}: larger than {_MAX_BYTES} bytes, which is no config")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as a config ({error}); give the path of a YAML file") from error
+    return parse_config(text, str(path))
+
+
+def parse_config(text: str, source: str = "config") -> dict[str, Any]:
+    """The same from a string; `source` names it in errors."""
+    import io
+
+    import yaml
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+            raise ConfigError(f"{source}: YAML anchors are not read; write the value again, or ${{path.to.it}}")
+        tree = OmegaConf.load(io.StringIO(text))
+        if not OmegaConf.is_dict(tree):
+            raise ConfigError(f"{source}: expected a mapping with `target` and `params` at the top")
+        _check_interpolations(OmegaConf.to_container(tree, resolve=False), source)
+        plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
+    except (yaml.YAMLError, OmegaConfBaseException, RecursionError, OSError) as error:
+        raise ConfigError(f"{source}: not readable as YAML: {' '.join(str(error).split())}") from error
+    assert isinstance(plain, dict)
+    return typing.cast("dict[str, Any]", plain)
+
+
+def _check_interpolations(raw: Any, source: str) -> None:
+    """Refuse every `${` that is not exactly one `${dotted.path}` to a scalar. Nothing is resolved before all have been looked at."""
+    import re
+
+    targets: list[tuple[str, str]] = []
+
+    def visit(value: Any, path: str) -> None:
+        if isinstance(value, dict):
+            for key, child in value.items():
+                visit(str(key), path)
+                visit(child, _join(path, str(key)))
+        elif isinstance(value, list):
+            for index, child in enumerate(value):
+                visit(child, f"{path}[{index}]")
+        elif isinstance(value, str) and "${" in value:
+            match = re.fullmatch(r"\$\{(\w+(?:\.\w+)*)\}", value)
+            if match is None:
+                raise ConfigError(f"{source}: {path}: {value!r} is refused; only ${{path.to.a.value}} is read")
+            targets.append((path, match[1]))
+
+    visit(raw, "")
+    for path, target in targets:
+        found: Any = raw
+        for key in target.split("."):
+            found = found.get(key) if isinstance(found, dict) else None
+        if found is None or isinstance(found, (dict, list)):
+            raise ConfigError(f"{source}: {path}: ${{{target}}} is not the path of a single value")
+
+
+# --- checking ----------------------------------------------------------------------------------------------------
+
+
+def check(tree: Mapping[str, Any], source: str = "config", expected: Any = Any) -> None:
+    """Compare a tree with the registry and the constructors' signatures; one ConfigError lists every fault. Builds nothing."""
+    _plan_checked(tree, source, expected)
+
+
+def build(tree: Mapping[str, Any], source: str = "config", expected: Any = Any) -> Any:
+    """Check the whole tree, then construct it, inner nodes first. `expected` is the class the root must be."""
+    return _realise(_plan_checked(tree, source, expected))
+
+
+def _realise(plan: Any) -> Any:
+    if isinstance(plan, _Call):
+        return plan.cls(**{key: _realise(value) for key, value in plan.kwargs.items()})
+    if isinstance(plan, dict):
+        return {key: _realise(value) for key, value in plan.items()}
+    if isinstance(plan, (list, tuple)):
+        return type(plan)(_realise(value) for value in plan)
+    return plan
+
+
+def _plan_checked(tree: Any, source: str, expected: Any) -> Any:
+    faults: list[str] = []
+    if not isinstance(tree, Mapping) or "target" not in tree:
+        raise ConfigError(f"{source}: expected `target` and `params` at the top, found {_shown(tree)}")
+    plan = _plan(tree, expected, "", faults)
+    if faults:
+        raise ConfigError("\n".join(f"{source}: {fault}" for fault in faults))
+    return plan
+
+
+def _plan(value: Any, wanted: Any, path: str, faults: list[str]) -> Any:
+    """`value` as the annotation `wanted` has it (list -> tuple, int -> float, node -> _Call); faults are appended."""
+    origin, args = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin is typing.Annotated:
+        return _plan(value, args[0], path, faults)
+    if isinstance(value, Mapping) and "target" in value:
+        return _plan_node(value, wanted, path, faults)
+    if origin in (Union, types.UnionType):
+        return _plan_union(value, args, wanted, path, faults)
+    if wanted is Any or isinstance(wanted, TypeVar):
+        return _plan_any(value, path, faults)
+    if origin is Literal:
+        if any(value == option and type(value) is type(option) for option in args):
+            return value
+        near = _nearest(value, [a for a in args if isinstance(a, str)]) if isinstance(value, str) else ""
+        faults.append(f"{path}: expected one of {', '.join(map(repr, args))}, found {_shown(value)}{near}")
+        return value
+    kind = origin or wanted
+    if isinstance(kind, type) and isinstance(value, (list, tuple)) and issubclass(kind, collections.abc.Sequence) and kind is not str:
+        return _plan_sequence(value, kind, args, wanted, path, faults)
+    if isinstance(kind, type) and isinstance(value, Mapping) and issubclass(kind, collections.abc.Mapping):
+        inner = args[1] if len(args) == 2 else Any
+        return {key: _plan(child, inner, _join(path, str(key)), faults) for key, child in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if value is None and wanted in (None, type(None)):
+        return None
+    plain = isinstance(kind, type) and not getattr(kind, "_is_protocol", False)
+    if not (plain and isinstance(value, kind)) or (isinstance(value, bool) and kind is not bool and kind is not object):
+        faults.append(f"{path}: expected {_name(wanted)}, found {_shown(value)}")
+    return value
+
+
+def _plan_node(node: Mapping[str, Any], wanted: Any, path: str, faults: list[str]) -> Any:
+    """A `{target, params}` mapping: known name, fitting class, and params that fit its constructor."""
+    for key in node:
+        if key not in ("target", "params"):
+            faults.append(f"{_join(path, str(key))}: unknown key{_nearest(str(key), ['target', 'params'])}; a node has `target` and `params`")
+    try:
+        cls = registered(node["target"])
+    except ConfigError as error:
+        faults.append(f"{_join(path, 'target')}: {error}")
+        return None
+    if not _accepts(wanted, cls):
+        fitting = [name for name, c in _REGISTRY.items() if name not in _ALIASES and _accepts(wanted, c)]
+        known = f" (known: {', '.join(fitting)})" if fitting else ""
+        faults.append(f"{_join(path, 'target')}: {node['target']!r} is not a {_name(wanted)}{known}")
+    params = node.get("params")
+    params = {} if params is None else params
+    if not isinstance(params, Mapping):
+        faults.append(f"{_join(path, 'params')}: expected a mapping, found {_shown(params)}")
+        return None
+    return _Call(cls, _plan_params(cls, params, _join(path, "params"), faults))
+
+
+def _plan_params(cls: type, params: Mapping[str, Any], path: str, faults: list[str]) -> dict[str, Any]:
+    accepted = inspect.signature(cls).parameters
+    try:
+        hints = typing.get_type_hints(cls.__init__)
+    except NameError:  # an annotation imported for type checkers only: these values cannot be checked
+        hints = {}
+    named = {n: p for n, p in accepted.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    planned = {}
+    for key, value in params.items():
+        if key in named or open_ended:
+            planned[key] = _plan(value, hints.get(key, Any), _join(path, str(key)), faults)
+        else:
+            faults.append(f"{_join(path, str(key))}: unknown key{_nearest(str(key), named)}")
+    for key, parameter in named.items():
+        if parameter.default is parameter.empty and key not in params:
+            near = difflib.get_close_matches(key, [str(k) for k in params if k not in named], n=1)
+            faults.append(f"{_join(path, key)}: missing" + (f"; is {near[0]!r} meant?" if near else ""))
+    return planned
+
+
+def _plan_union(value: Any, options: tuple[Any, ...], wanted: Any, path: str, faults: list[str]) -> Any:
+    exact = [option for option in options if type(value) is option]  # 3 stays an int under `float | int`
+    for option in (*exact, *options):
+        trial: list[str] = []
+        plan = _plan(value, option, path, trial)
+        if not trial:
+            return plan
+        if not trial[0].startswith(f"{path}: "):  # the right kind, with a fault deeper inside
+            faults.extend(trial)
+            return value
+    faults.append(f"{path}: expected {_name(wanted)}, found {_shown(value)}")
+    return value
+
+
+def _plan_sequence(value: Any, kind: type, args: tuple[Any, ...], wanted: Any, path: str, faults: list[str]) -> Any:
+    fixed = kind is tuple and args and args[-1] is not Ellipsis
+    if fixed and len(value) != len(args):
+        faults.append(f"{path}: expected {_name(wanted)}, found {len(value)} values: {_shown(value)}")
+        return value
+    each = args if fixed else [args[0] if args else Any] * len(value)
+    items = [_plan(child, inner, f"{path}[{i}]", faults) for i, (child, inner) in enumerate(zip(value, each))]
+    return items if kind is list else tuple(items)
+
+
+def _plan_any(value: Any, path: str, faults: list[str]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plan(child, Any, _join(path, str(key)), faults) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plan(child, Any, f"{path}[{i}]", faults) for i, child in enumerate(value)]
+    return value
+
+
+# --- words -------------------------------------------------------------------------------------------------------
+
+
+def _accepts(wanted: Any, cls: type) -> bool:
+    """May an instance of `cls` stand where the annotation says `wanted`? Protocols cannot be asked, so they accept."""
+    origin, args = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin in (Union, types.UnionType):
+        return any(_accepts(option, cls) for option in args)
+    kind = origin or wanted
+    if kind is Any or isinstance(kind, TypeVar) or getattr(kind, "_is_protocol", False) or kind is collections.abc.Callable:
+        return True
+    return isinstance(kind, type) and issubclass(cls, kind)
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _name(wanted: Any) -> str:
+    return wanted.__name__ if isinstance(wanted, type) and not typing.get_args(wanted) else str(wanted).replace("typing.", "")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+
+
+def _nearest(name: str, known: collections.abc.Iterable[str]) -> str:
+    """', did you mean …?' for a close name, else the list of short names (aliases stay unlisted)."""
+    known = list(known)
+    folded = {k.lower(): k for k in known}
+    close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
+    if close:
+        return f", did you mean {folded[close[0]]!r}?"
+    names = sorted(k for k in known if k not in _ALIASES)
+    return f" (known: {', '.join(names)})" if names else " (nothing is known here)"
