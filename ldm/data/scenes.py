@@ -1,7 +1,7 @@
 """A procedural world: one to three solids on a ground under a sky, each scene a pure function of its seed.
 
     scene = sample_scene(7)          # what is where
-    caption(scene, seed=0)           # one of many ways to say it
+    captions.caption(scene, rng)    # one of many ways to say it
     raycast.render(scene)            # (3, 128, 128) in [0, 1]
 
 World units: the ground is y = 0, x grows to the right, z away from the camera. Scenes with some combinations of
