@@ -1,0 +1,1 @@
+"""Noise schedule, denoiser, guidance, spacings and samplers."""
