@@ -1,0 +1,1 @@
+"""The models: autoencoder, text encoders, and what joins them to the UNet."""

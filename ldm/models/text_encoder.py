@@ -1,0 +1,224 @@
+"""Prompts -> tensors: open_clip's text towers, a class embedder, and no condition at all.
+
+This is the only file that imports open_clip, and only when a tower is built or text is tokenized.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ldm.config import register
+
+START, END = 49406, 49407  # CLIP's two special tokens: the last entries of the BPE vocabulary of 49408
+MAX_CHARACTERS = 10_000  # a hundred windows of text; what is beyond could only be truncated, after minutes of merging
+
+
+class TextFeatures(NamedTuple):
+    """What an encoder makes of tokens: states for cross-attention (or none), and one vector per prompt (or none)."""
+
+    states: Tensor | None  # (B, L, width)
+    pooled: Tensor | None  # (B, projection_dim)
+
+
+class TextEncoder(nn.Module):
+    """The surface all encoders share: `tokenize`, then `forward`."""
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> (B, L) int64 on the CPU."""
+        raise NotImplementedError
+
+    def forward(self, tokens: Tensor) -> TextFeatures:
+        raise NotImplementedError
+
+
+@register(
+    "OpenCLIPTextEncoder",
+    "ldm.modules.encoders.modules.FrozenCLIPEmbedder",
+    "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder",
+)
+class OpenCLIPTextEncoder(TextEncoder):
+    """open_clip's `TextTransformer`, alone: no image tower is ever allocated.
+
+    The tower is either one of open_clip's (`name`, e.g. "ViT-L-14-quickgelu") or given by `width`, `heads` and `layers`.
+    `layer` and `final_norm` choose the states: SD 1 last + norm, SD 2 penultimate + norm, SDXL penultimate without norm.
+    `pad_id` fills up the window: 49407 (end of text) for SD 1, 0 for SD 2. With `projection_dim`, `forward` also gives the
+    pooled vector: last layer, final norm, at the first end-of-text token, times `text_projection`.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        width: int | None = None,
+        heads: int | None = None,
+        layers: int | None = None,
+        context_length: int = 77,
+        vocab_size: int = 49408,
+        activation: Literal["gelu", "quick_gelu"] = "gelu",
+        layer: Literal["last", "penultimate"] = "last",
+        final_norm: bool = True,
+        pad_id: int = 0,
+        projection_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        if name is not None:
+            if (width, heads, layers) != (None, None, None):
+                raise ValueError(f"give either name ({name!r}) or width, heads and layers, not both")
+            width, heads, layers, activation = _published_tower(name)
+        if width is None or heads is None or layers is None:
+            raise ValueError("a text tower needs width, heads and layers, or the name of one of open_clip's")
+        if vocab_size <= END:
+            raise ValueError(f"vocab_size {vocab_size} is too small for CLIP's vocabulary: use {END + 1} or more")
+        open_clip = _open_clip("transformer")
+        self.tower = open_clip.TextTransformer(
+            context_length=context_length,
+            vocab_size=vocab_size,
+            width=width,
+            heads=heads,
+            layers=layers,
+            output_dim=projection_dim,
+            act_layer=open_clip.QuickGELU if activation == "quick_gelu" else nn.GELU,
+        )
+        self.tower.attn_mask = None  # not in any file, and left on meta by a meta build: `forward` makes its own
+        self.width, self.context_length, self.pad_id = width, context_length, pad_id
+        self.layer, self.final_norm = layer, final_norm
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Texts -> (B, context_length) int64: start, tokens (cut to fit), end, padding."""
+        assert not isinstance(texts, str)
+        rows = torch.full((len(texts), self.context_length), self.pad_id)  # (B, L)
+        for row, text in zip(rows, texts):
+            ids = [START, *encode(text)[: self.context_length - 2], END]
+            row[: len(ids)] = torch.tensor(ids)
+        return rows
+
+    def forward(self, tokens: Tensor) -> TextFeatures:
+        """(B, L) int64 -> states (B, L, width) and pooled (B, projection_dim) or None."""
+        tower, length = self.tower, tokens.shape[1]
+        x = tower.token_embedding(tokens) + tower.positional_embedding[:length]  # (B, L, width)
+        causal = torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu_(1)
+
+        blocks = tower.transformer.resblocks
+        for block in blocks[:-1]:
+            x = block(x, attn_mask=causal)
+        penultimate = x
+        if self.layer == "last" or tower.text_projection is not None:
+            x = blocks[-1](x, attn_mask=causal)
+
+        states = x if self.layer == "last" else penultimate
+        states = tower.ln_final(states) if self.final_norm else states
+        if tower.text_projection is None:
+            return TextFeatures(states, None)
+
+        end = (tokens == END).cumsum(dim=1).eq(0).sum(dim=1).clamp(max=length - 1)  # (B,) the first: padding may be END too
+        at_end = x[torch.arange(len(x), device=x.device), end]  # (B, width)
+        return TextFeatures(states, tower.ln_final(at_end) @ tower.text_projection)
+
+
+@register("ClassEmbedder", "ldm.modules.encoders.modules.ClassEmbedder")
+class ClassEmbedder(TextEncoder):
+    """One learned vector per class, as a context of length 1. The prompt is the number of the class; "" is the last class,
+    which is trained as "no class"."""
+
+    def __init__(self, num_classes: int, embed_dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(num_classes, embed_dim)
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        last = self.embedding.num_embeddings - 1
+        ids = [last if not text.strip() else int(text) if text.strip().isdecimal() else -1 for text in texts]
+        for text, i in zip(texts, ids):
+            if not 0 <= i <= last:
+                raise ValueError(f"the prompt of a class-conditional model is a class number from 0 to {last}, not {text!r}")
+        return torch.tensor(ids).view(-1, 1)  # (B, 1)
+
+    def forward(self, tokens: Tensor) -> TextFeatures:
+        return TextFeatures(self.embedding(tokens), None)  # (B, 1, embed_dim)
+
+
+@register("NoText")
+class NoText(TextEncoder):
+    """For unconditional models: every prompt is no condition."""
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        return torch.zeros(len(texts), 0, dtype=torch.int64)
+
+    def forward(self, tokens: Tensor) -> TextFeatures:
+        return TextFeatures(None, None)
+
+
+# --- tokens ------------------------------------------------------------------------------------------------------
+
+
+def encode(text: str) -> list[int]:
+    """BPE token ids of any string, without start and end, after open_clip's cleaning (ftfy, HTML entities, lower case).
+
+    Nothing in the text becomes a special token: a typed "<end_of_text>" is seven ordinary tokens.
+    """
+    printable = text[:MAX_CHARACTERS].encode("utf-8", "replace").decode("utf-8")  # lone surrogates become "?"
+    ids: list[int] = _tokenizer().encode(printable)
+    return ids
+
+
+@lru_cache(maxsize=1)
+def _tokenizer() -> Any:
+    open_clip = _open_clip("tokenizer")
+    tokenizer = open_clip.SimpleTokenizer()
+    start, _, words = tokenizer.pat.pattern.partition("<end_of_text>|")
+    assert start == "<start_of_text>|", "open_clip's tokenizer has changed: its special tokens could be typed by a user"
+    tokenizer.pat = open_clip.re.compile(words, open_clip.re.IGNORECASE)
+    return tokenizer
+
+
+# --- open_clip ---------------------------------------------------------------------------------------------------
+
+
+def _published_tower(name: str) -> tuple[int, int, int, Literal["gelu", "quick_gelu"]]:
+    """(width, heads, layers, activation) of a tower from open_clip's own table; ValueError for an unknown or unusual one."""
+    folder = _package_folder() / "model_configs"
+    path = folder / f"{name}.json"
+    if path.parent != folder or not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("ViT-*.json") if "-14" in p.stem and len(p.stem) < 20))
+        raise ValueError(f"open_clip has no text tower {name!r}; among those it has: {known}")
+    config = json.loads(path.read_text())
+    text = {"context_length": 77, "vocab_size": END + 1} | config["text_cfg"]
+    if set(text) != {"context_length", "vocab_size", "width", "heads", "layers"} or text["vocab_size"] != END + 1:
+        raise ValueError(f"the text tower of {name!r} is not a plain CLIP transformer ({text}), which is all that is built here")
+    return text["width"], text["heads"], text["layers"], "quick_gelu" if config.get("quick_gelu") else "gelu"
+
+
+def _package_folder() -> Path:
+    spec = importlib.util.find_spec("open_clip")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError("text towers and the tokenizer need open_clip: pip install open_clip_torch")
+    return Path(spec.submodule_search_locations[0])
+
+
+@lru_cache
+def _open_clip(name: Literal["transformer", "tokenizer"]) -> Any:
+    """One file of open_clip, without the package around it.
+
+    `import open_clip` takes two to four seconds, for torchvision, timm, transformers and a hub client that a text tower never
+    touches; the two files alone take 0.3 s. They are loaded under a name of our own, so that a later `import open_clip` finds
+    nothing unusual. Should the files need more than they do today, the whole package is imported.
+    """
+    alias = "_open_clip_text"
+    if alias not in sys.modules:
+        package, vision_helpers = ModuleType(alias), ModuleType(f"{alias}.utils")
+        package.__path__ = [str(_package_folder())]
+        vision_helpers.__dict__.update(to_2tuple=None, feature_take_indices=None)  # never called by a text tower
+        sys.modules[alias], sys.modules[f"{alias}.utils"] = package, vision_helpers
+    try:
+        return importlib.import_module(f"{alias}.{name}")
+    except ImportError:
+        return importlib.import_module(f"open_clip.{name}")
