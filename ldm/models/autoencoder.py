@@ -1,0 +1,287 @@
+"""Autoencoders between images (B, 3, H, W) in [-1, 1] and scaled latents (B, C, H/f, W/f)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.config import register
+from ldm.modules.attention import AttentionBlock, NoAttention, group_norm
+from ldm.modules.blocks import Downsample, MidBlock, ResnetBlock, Upsample
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """A diagonal Gaussian over latents (B, C, h, w)."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    @property
+    def std(self) -> Tensor:
+        return torch.exp(0.5 * self.logvar)
+
+    def mode(self) -> Tensor:
+        return self.mean
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """The mean moved by standard-normal noise of its shape."""
+        return self.mean + self.std * noise
+
+    def kl(self) -> Tensor:
+        """KL divergence to N(0, 1), summed over each latent: (B,), in nats (Kingma & Welling 2014, appendix B)."""
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar).flatten(1).sum(dim=1)
+
+    def scaled(self, factor: float, shift: float) -> Gaussian:
+        """The distribution of (z - shift) * factor."""
+        return Gaussian((self.mean - shift) * factor, self.logvar + 2 * math.log(factor))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What encoder and decoder have in common; levels are counted from the image's resolution down."""
+
+    widths: Sequence[int]
+    layers: int
+    attention_levels: Sequence[bool]
+    mid_attention: bool
+    groups: int
+    eps: float
+    dropout: float
+
+    def resnets(self, c_in: int, c_out: int, layers: int) -> list[nn.Module]:
+        widths = pairwise([c_in] + [c_out] * layers)
+        return [ResnetBlock(a, b, groups=self.groups, eps=self.eps, dropout=self.dropout) for a, b in widths]
+
+    def attention(self, channels: int, attend: bool) -> nn.Module:
+        return AttentionBlock(channels, 1, self.groups, self.eps) if attend else NoAttention()
+
+    def attentions(self, level: int, layers: int) -> list[nn.Module]:
+        return [self.attention(self.widths[level], self.attention_levels[level]) for _ in range(layers)]
+
+    def mid_block(self) -> MidBlock:
+        c = self.widths[-1]
+        return MidBlock(self.resnets(c, c, 2), [self.attention(c, self.mid_attention)])
+
+    def norm(self, channels: int) -> nn.GroupNorm:
+        return group_norm(self.groups, channels, self.eps)
+
+
+class DownBlock(nn.Module):
+    def __init__(self, resnets: list[nn.Module], attentions: list[nn.Module], downsamplers: list[nn.Module]) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = nn.ModuleList(attentions)
+        self.downsamplers = nn.ModuleList(downsamplers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for resnet, attend in zip(self.resnets, self.attentions, strict=True):
+            x = attend(resnet(x))
+        for downsample in self.downsamplers:
+            x = downsample(x)
+        return x
+
+
+class UpBlock(nn.Module):
+    def __init__(self, resnets: list[nn.Module], attentions: list[nn.Module], upsamplers: list[nn.Module]) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = nn.ModuleList(attentions)
+        self.upsamplers = nn.ModuleList(upsamplers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for resnet, attend in zip(self.resnets, self.attentions, strict=True):
+            x = attend(resnet(x))
+        for upsample in self.upsamplers:
+            x = upsample(x)
+        return x
+
+
+class Encoder(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, plan: Plan) -> None:
+        super().__init__()
+        w, n, last = plan.widths, plan.layers, len(plan.widths) - 1
+        self.conv_in = nn.Conv2d(in_channels, w[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList()
+        for level, (c_in, c_out) in enumerate(pairwise((w[0], *w))):
+            downsamplers: list[nn.Module] = [Downsample(c_out, padding=0)] if level < last else []
+            block = DownBlock(plan.resnets(c_in, c_out, n), plan.attentions(level, n), downsamplers)
+            self.down_blocks.append(block)
+        self.mid_block = plan.mid_block()
+        self.conv_norm_out = plan.norm(w[-1])
+        self.conv_out = nn.Conv2d(w[-1], out_channels, 3, padding=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.conv_in(image)  # (B, widths[0], H, W)
+        for block in self.down_blocks:
+            x = block(x)  # (B, widths[level], H/2, W/2); the last keeps its size
+        x = self.mid_block(x)  # (B, widths[-1], h, w)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))  # (B, out_channels, h, w)
+
+
+class Decoder(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, plan: Plan) -> None:
+        super().__init__()
+        w, n, last = plan.widths, plan.layers + 1, len(plan.widths) - 1
+        self.conv_in = nn.Conv2d(in_channels, w[-1], 3, padding=1)
+        self.mid_block = plan.mid_block()
+        self.up_blocks = nn.ModuleList()
+        for level, (c_in, c_out) in zip(range(last, -1, -1), pairwise((w[-1], *reversed(w))), strict=True):
+            upsamplers: list[nn.Module] = [Upsample(c_out)] if level > 0 else []
+            block = UpBlock(plan.resnets(c_in, c_out, n), plan.attentions(level, n), upsamplers)
+            self.up_blocks.append(block)
+        self.conv_norm_out = plan.norm(w[0])
+        self.conv_out = nn.Conv2d(w[0], out_channels, 3, padding=1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        x = self.conv_in(z)  # (B, widths[-1], h, w)
+        x = self.mid_block(x)
+        for block in self.up_blocks:
+            x = block(x)  # (B, widths[level], 2h, 2w); the last keeps its size
+        return self.conv_out(F.silu(self.conv_norm_out(x)))  # (B, out_channels, H, W)
+
+
+class Autoencoder(nn.Module):
+    """Encoder, decoder and the latent's scale; `moments` channels leave the encoder, `latent_channels` enter the decoder.
+
+    Latents outside are (z - shift_factor) * scaling_factor. `attention_levels` None attends in the mid-block only.
+    """
+
+    def __init__(
+        self,
+        moments: int,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        latent_channels: int = 4,
+        block_out_channels: Sequence[int] = (128, 256, 512, 512),
+        layers_per_block: int = 2,
+        attention_levels: Sequence[bool] | None = None,
+        mid_attention: bool = True,
+        norm_num_groups: int = 32,
+        norm_eps: float = 1e-6,
+        dropout: float = 0.0,
+        scaling_factor: float = 1.0,
+        shift_factor: float = 0.0,
+    ) -> None:
+        super().__init__()
+        levels = len(block_out_channels)
+        attend = [False] * levels if attention_levels is None else list(attention_levels)
+        if len(attend) != levels:
+            raise ValueError(f"attention_levels has {len(attend)} entries for {levels} block_out_channels: give one a level")
+        if scaling_factor <= 0:
+            raise ValueError(f"scaling_factor must be positive, not {scaling_factor}")
+        plan = Plan(
+            tuple(block_out_channels), layers_per_block, attend, mid_attention, norm_num_groups, norm_eps, dropout
+        )
+        self.latent_channels = latent_channels
+        self.downsample_factor = 2 ** (levels - 1)
+        self.scaling_factor = scaling_factor
+        self.shift_factor = shift_factor
+        self.encoder = Encoder(in_channels, moments, plan)
+        self.decoder = Decoder(latent_channels, out_channels, plan)
+        self.quant_conv = nn.Conv2d(moments, moments, 1)
+        self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
+
+
+@register("AutoencoderKL", "ldm.models.autoencoder.AutoencoderKL")
+class AutoencoderKL(Autoencoder):
+    """Variational autoencoder (Rombach et al. 2022, section 3.1)."""
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        latent_channels: int = 4,
+        block_out_channels: Sequence[int] = (128, 256, 512, 512),
+        layers_per_block: int = 2,
+        attention_levels: Sequence[bool] | None = None,
+        mid_attention: bool = True,
+        norm_num_groups: int = 32,
+        norm_eps: float = 1e-6,
+        dropout: float = 0.0,
+        scaling_factor: float = 1.0,
+        shift_factor: float = 0.0,
+    ) -> None:
+        super().__init__(
+            2 * latent_channels, in_channels, out_channels, latent_channels, block_out_channels, layers_per_block,
+            attention_levels, mid_attention, norm_num_groups, norm_eps, dropout, scaling_factor, shift_factor,
+        )  # fmt: skip
+
+    def moments(self, image: Tensor) -> Tensor:
+        """(B, 2C, h, w): the unscaled latents' mean, then log variance, as the network gives them."""
+        return self.quant_conv(self.encoder(image))
+
+    def posterior(self, image: Tensor) -> Gaussian:
+        """The unscaled latents, whose `.kl()` is the one to train on; log variance within [-30, 20]."""
+        mean, logvar = self.moments(image).chunk(2, dim=1)  # (B, C, h, w) each
+        return Gaussian(mean, logvar.clamp(-30.0, 20.0))
+
+    def encode(self, image: Tensor) -> Gaussian:
+        """image (B, 3, H, W) in [-1, 1], sides multiples of `downsample_factor` -> the scaled latents' distribution."""
+        return self.posterior(image).scaled(self.scaling_factor, self.shift_factor)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w) -> images (B, 3, H, W), about [-1, 1], not clamped."""
+        return self.decoder(self.post_quant_conv(z / self.scaling_factor + self.shift_factor))
+
+
+class Codebook(nn.Module):
+    """A finite set of latent vectors (van den Oord et al. 2017)."""
+
+    def __init__(self, size: int, dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(size, dim)
+        nn.init.uniform_(self.embedding.weight, -1 / size, 1 / size)
+
+    def nearest(self, z: Tensor) -> Tensor:
+        """(B, C, h, w) -> indices (B, h, w) of the nearest codes."""
+        codes = self.embedding.weight  # (K, C)
+        flat = z.permute(0, 2, 3, 1).flatten(0, 2)  # (B*h*w, C)
+        distances = codes.square().sum(dim=1) - 2 * flat @ codes.T  # (B*h*w, K), less a constant of each row
+        return distances.argmin(dim=1).unflatten(0, (z.shape[0], *z.shape[2:]))
+
+    def forward(self, z: Tensor) -> Tensor:
+        """The nearest codes (B, C, h, w); the gradient goes straight through to z (equation 3)."""
+        codes = self.embedding(self.nearest(z)).permute(0, 3, 1, 2)
+        return z + (codes - z).detach()
+
+
+@register("VQModel", "ldm.models.autoencoder.VQModel", "ldm.models.autoencoder.VQModelInterface")
+class VQModel(Autoencoder):
+    """Autoencoder whose decoder sees codes only; `encode` gives what is not quantised yet, `decode` quantises."""
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        latent_channels: int = 3,
+        num_codes: int = 8192,
+        block_out_channels: Sequence[int] = (128, 256, 512),
+        layers_per_block: int = 2,
+        attention_levels: Sequence[bool] | None = None,
+        mid_attention: bool = True,
+        norm_num_groups: int = 32,
+        norm_eps: float = 1e-6,
+        dropout: float = 0.0,
+        scaling_factor: float = 1.0,
+        shift_factor: float = 0.0,
+    ) -> None:
+        super().__init__(
+            latent_channels, in_channels, out_channels, latent_channels, block_out_channels, layers_per_block,
+            attention_levels, mid_attention, norm_num_groups, norm_eps, dropout, scaling_factor, shift_factor,
+        )  # fmt: skip
+        self.quantize = Codebook(num_codes, latent_channels)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """image (B, 3, H, W) in [-1, 1] -> scaled latents (B, C, h, w), before quantisation."""
+        return (self.quant_conv(self.encoder(image)) - self.shift_factor) * self.scaling_factor
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w), quantised to the nearest codes -> images (B, 3, H, W), not clamped."""
+        return self.decoder(self.post_quant_conv(self.quantize(z / self.scaling_factor + self.shift_factor)))

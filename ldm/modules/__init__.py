@@ -1,0 +1,1 @@
+"""The networks' parts: attention, blocks, the UNet."""

@@ -1,0 +1,156 @@
+"""What the UNet and the autoencoder are built of: res-blocks, changes of size, the embedding of the timestep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.modules.attention import group_norm
+
+Size = Sequence[int]  # (height, width)
+Resize = Callable[[Tensor, Size | None], Tensor]
+
+
+def timestep_embedding(
+    t: Tensor, dim: int, *, max_period: float = 10_000.0, flip_sin_to_cos: bool = True, freq_shift: int = 0
+) -> Tensor:
+    """Sinusoidal embedding of t (B,), any number type -> (B, dim) float32; cosines first unless `flip_sin_to_cos` is off.
+
+    Frequencies are max_period^(-i / (dim/2 - freq_shift)): 0 as in Stable Diffusion, 1 as in DDPM (Ho et al. 2020).
+    """
+    if dim % 2:
+        raise ValueError(f"a timestep embedding has as many sines as cosines; {dim} is odd: choose an even width")
+    half = dim // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=t.device) / (half - freq_shift)
+    angles = t.float()[:, None] * torch.exp(-math.log(max_period) * exponents)  # (B, dim/2)
+    waves = (angles.cos(), angles.sin()) if flip_sin_to_cos else (angles.sin(), angles.cos())
+    return torch.cat(waves, dim=1)  # (B, dim)
+
+
+class Embedding(nn.Module):
+    """Two linear layers that turn a vector (B, in_dim) into the res-blocks' embedding (B, dim)."""
+
+    def __init__(self, in_dim: int, dim: int) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(in_dim, dim)
+        self.linear_2 = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+def same(x: Tensor, size: Size | None) -> Tensor:
+    return x
+
+
+def halved(x: Tensor, size: Size | None) -> Tensor:
+    """Means over 2×2 pixels; an odd last row or column is dropped."""
+    return F.avg_pool2d(x, 2)
+
+
+def doubled(x: Tensor, size: Size | None) -> Tensor:
+    """Each pixel four times, or to exactly `size` where a level above had an odd number of rows or columns."""
+    if size is None:
+        return F.interpolate(x, scale_factor=2.0, mode="nearest")
+    return F.interpolate(x, size=tuple(size), mode="nearest")
+
+
+class ResnetBlock(nn.Module):
+    """Two 3×3 convolutions and a residual, moved by an embedding (B, emb_channels) if there is one.
+
+    The embedding is added after the first convolution; with `scale_shift_norm` it scales and shifts the second
+    normalisation instead (Dhariwal & Nichol 2021, equation 6). `resize` acts before the first convolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        emb_channels: int | None = None,
+        *,
+        groups: int = 32,
+        eps: float,
+        scale_shift_norm: bool = False,
+        dropout: float = 0.0,
+        resize: Resize = same,
+    ) -> None:
+        super().__init__()
+        self.scale_shift_norm = scale_shift_norm
+        self.resize = resize
+        self.norm1 = group_norm(groups, in_channels, eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        if emb_channels is not None:
+            self.time_emb_proj = nn.Linear(emb_channels, out_channels * (2 if scale_shift_norm else 1))
+        self.norm2 = group_norm(groups, out_channels, eps)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, x: Tensor, emb: Tensor | None = None, size: Size | None = None) -> Tensor:
+        h = F.silu(self.norm1(x))
+        h, x = self.resize(h, size), self.resize(x, size)  # (B, in_channels, H, W), its new size
+        h = self.conv1(h)  # (B, out_channels, H, W)
+        h = self.norm2(h) if emb is None else self.normalise(h, self.time_emb_proj(F.silu(emb))[:, :, None, None])
+        h = self.conv2(self.dropout(F.silu(h)))
+        return self.conv_shortcut(x) + h
+
+    def normalise(self, h: Tensor, emb: Tensor) -> Tensor:
+        if self.scale_shift_norm:
+            scale, shift = emb.chunk(2, dim=1)  # (B, out_channels, 1, 1) each
+            return torch.addcmul(shift, self.norm2(h), 1 + scale)
+        return self.norm2(h + emb)
+
+
+class Downsample(nn.Module):
+    """A 3×3 convolution of stride 2, padded by 1 all round, or with `padding=0` by 1 on the right and at the bottom."""
+
+    def __init__(self, channels: int, padding: int = 1) -> None:
+        super().__init__()
+        self.padding = padding
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+        return self.conv(x if self.padding else F.pad(x, (0, 1, 0, 1)))  # (B, C, H/2, W/2)
+
+
+class Upsample(nn.Module):
+    """Nearest-neighbour doubling (or to `size`), then a 3×3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, emb: Tensor | None = None, size: Size | None = None) -> Tensor:
+        return self.conv(doubled(x, size))  # (B, C, 2H, 2W)
+
+
+class AveragePool(nn.Module):
+    """Downsampling with nothing to learn."""
+
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+        return halved(x, None)  # (B, C, H/2, W/2)
+
+
+class Nearest(nn.Module):
+    """Upsampling with nothing to learn."""
+
+    def forward(self, x: Tensor, emb: Tensor | None = None, size: Size | None = None) -> Tensor:
+        return doubled(x, size)  # (B, C, 2H, 2W)
+
+
+class MidBlock(nn.Module):
+    """Res-block, attention, res-block at the lowest resolution."""
+
+    def __init__(self, resnets: Sequence[nn.Module], attentions: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = nn.ModuleList(attentions)
+
+    def forward(self, x: Tensor, emb: Tensor | None = None, context: Tensor | None = None) -> Tensor:
+        first, last = self.resnets
+        (attend,) = self.attentions
+        return last(attend(first(x, emb), context), emb)
