@@ -1,4 +1,4 @@
-"""From a network's prediction (eps, v or x0, at timestep t) to an estimate of the clean latent (at noise level sigma)."""
+"""From a network's prediction (eps, v or x0, at timestep t) to an estimate of the clean latent (at noise sigma)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Conditioning:
 
     @staticmethod
     def cat(parts: Sequence[Conditioning]) -> Conditioning:
-        """Join along the batch. ValueError if a field is set in some parts only, or if shapes differ beyond the batch."""
+        """Join along the batch. ValueError if a field is set in some parts only, or shapes differ beyond the batch."""
         joined: list[Tensor | None] = []
         for field in fields(Conditioning):
             values = [getattr(part, field.name) for part in parts]

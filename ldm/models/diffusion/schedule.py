@@ -35,7 +35,7 @@ def _betas(beta_schedule: str, start: float, end: float, n: int) -> Tensor:
 
 
 def _rescale_to_zero_snr(alphas_cumprod: Tensor) -> Tensor:
-    """Shift and scale sqrt(alphas_cumprod) so that it ends at (almost) zero. Lin et al. 2023, arXiv:2305.08891, alg. 1."""
+    """Shift and scale sqrt(alphas_cumprod) to end at (almost) zero. Lin et al. 2023, arXiv:2305.08891, alg. 1."""
     signal = alphas_cumprod.sqrt()
     first, last = signal[0], signal[-1]
     rescaled = ((signal - last) * first / (first - last)) ** 2
@@ -77,7 +77,7 @@ class NoiseSchedule:
         self.sigmas = ((1 - self.alphas_cumprod) / self.alphas_cumprod).sqrt()
         if not (self.sigmas.diff() > 0).all():
             raise ValueError(
-                f"the sigmas of {beta_schedule!r} ({beta_start} … {beta_end}) do not ascend up to {self.sigmas[-1]:.4g}; "
+                f"the sigmas of {beta_schedule!r} ({beta_start} … {beta_end}) do not ascend to {self.sigmas[-1]:.4g}; "
                 "use smaller betas, or zero_terminal_snr=False where the schedule ends in pure noise by itself"
             )
 

@@ -1,0 +1,34 @@
+"""Denoising diffusion implicit models: Song et al. 2020, arXiv:2010.02502."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from ldm.models.diffusion.step import Denoise, Noise, Step, ancestral_step, intervals
+
+
+def ddim(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise, eta: float = 0.0) -> Iterator[Step]:
+    """Walk x down the sigmas, one call of denoise a step. eta 0 is deterministic, eta 1 is DDPM.
+
+    In the coordinates x = z + sigma * noise this is Euler's method for the probability-flow ODE, and with eta the
+    ancestral Euler sampler: the same numbers. x: (B, C, h, w) at noise level sigmas[0].
+    """
+    for i, (sigma, sigma_next) in enumerate(intervals(sigmas)):
+        x0 = denoise(x, sigmas[i])
+        x = ancestral_step(x, x0, sigma, sigma_next, eta, noise)
+        yield Step(i, sigma_next, x, x0)
+
+
+def ddim_invert(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
+    """Walk a clean latent up the same sigmas, to the noise from which ddim (eta 0) draws it again.
+
+    x: (B, C, h, w) at noise level sigmas[-1], mostly 0. The step back from sigma_next would need the estimate at the
+    unknown x_next; as usual it is taken at the known x, but at the noise level sigma_next, so a round trip errs by
+    O(1/n) for n steps, and sigma = 0 needs no special case.
+    """
+    for i, (sigma_next, sigma) in enumerate(reversed(intervals(sigmas))):
+        x0 = denoise(x, sigmas[-2 - i])
+        x = x + (sigma_next - sigma) / sigma_next * (x - x0)
+        yield Step(i, sigma_next, x, x0)

@@ -1,0 +1,62 @@
+"""What all samplers share: the types, and one step from sigma to sigma_next.
+
+Coordinates are x = z + sigma * noise everywhere. The variance-preserving ones of the DDPM and DDIM papers are
+x / sqrt(1 + sigma^2), and their alphas_cumprod is 1 / (1 + sigma^2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import NamedTuple
+
+from torch import Tensor
+
+Denoise = Callable[[Tensor, Tensor], Tensor]
+"""(x, sigma) → x0: x (B, C, h, w), sigma a scalar tensor; x0 like x."""
+
+Noise = Callable[[Tensor, float, float], Tensor]
+"""(x, sigma, sigma_next) → standard-normal noise like x, for that interval."""
+
+
+class Step(NamedTuple):
+    """The state after step i: x at noise level sigma, and the estimate x0 that led there."""
+
+    i: int
+    sigma: float
+    x: Tensor
+    x0: Tensor
+
+
+def intervals(sigmas: Tensor) -> list[tuple[float, float]]:
+    """(sigma, sigma_next) of each step as plain numbers: float64 arithmetic on any device, and no synchronisation."""
+    pairs = list(pairwise(sigmas.tolist()))
+    if not pairs or any(not sigma > sigma_next >= 0 for sigma, sigma_next in pairs):
+        raise ValueError(f"sigmas must fall strictly, from above 0 to 0 or above; got {sigmas.tolist()}")
+    return pairs
+
+
+def move(x: Tensor, x0: Tensor, sigma: float, sigma_next: float) -> Tensor:
+    """Along the straight line through x and x0 to another noise level: Euler's step of the probability-flow ODE.
+
+    Written as a blend, it ends exactly on x0 at sigma_next = 0, and loses no digits at a huge sigma.
+    """
+    return x0 + (sigma_next / sigma) * (x - x0)
+
+
+def split(sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
+    """(sigma_down, sigma_up): go down to sigma_down, then add noise of sigma_up; sigma_next^2 is the sum of squares.
+
+    sigma_up is eta times the standard deviation of q(x_next | x, z), at most sigma_next: DDIM's sigma (Song et al.
+    2020, arXiv:2010.02502, eq. 16) in our coordinates, and k-diffusion's ancestral step.
+    """
+    spread = sigma_next * (1 - (sigma_next / sigma) ** 2) ** 0.5
+    sigma_up = min(eta * spread, sigma_next)
+    return (sigma_next**2 - sigma_up**2) ** 0.5, sigma_up
+
+
+def ancestral_step(x: Tensor, x0: Tensor, sigma: float, sigma_next: float, eta: float, noise: Noise) -> Tensor:
+    """x at sigma_next, of which a part that grows with eta is fresh noise; no noise is drawn where that part is 0."""
+    sigma_down, sigma_up = split(sigma, sigma_next, eta)
+    moved = move(x, x0, sigma, sigma_down)
+    return moved + sigma_up * noise(x, sigma, sigma_next) if sigma_up > 0 else moved
