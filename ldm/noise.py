@@ -48,5 +48,5 @@ def _draw(seed: int, shape: Sequence[int]) -> Tensor:
 
 
 def _hash(key: str) -> int:
-    """64 bits."""
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest())
+    """32 bits: torch's CPU generator takes no more of a seed."""
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big")

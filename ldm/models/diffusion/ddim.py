@@ -24,11 +24,12 @@ def ddim(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise, eta: floa
 def ddim_invert(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
     """Walk a clean latent up the same sigmas, to the noise from which ddim (eta 0) draws it again.
 
-    x: (B, C, h, w) at noise level sigmas[-1], mostly 0. The step back from sigma_next would need the estimate at the
-    unknown x_next; as usual it is taken at the known x, but at the noise level sigma_next, so a round trip errs by
-    O(1/n) for n steps, and sigma = 0 needs no special case.
+    x: (B, C, h, w) at noise level sigmas[-1], mostly 0. Each step takes the direction (x - x0) / sigma where it starts,
+    ddim where it ends: a round trip errs by O(1/n) for n steps. At sigma = 0, where the direction is 0/0, it is the one
+    at the next level.
     """
     for i, (sigma_next, sigma) in enumerate(reversed(intervals(sigmas))):
-        x0 = denoise(x, sigmas[-2 - i])
-        x = x + (sigma_next - sigma) / sigma_next * (x - x0)
+        level = sigmas[-1 - i] if sigma > 0 else sigmas[-2 - i]
+        x0 = denoise(x, level)
+        x = x + (sigma_next - sigma) / float(level) * (x - x0)
         yield Step(i, sigma_next, x, x0)
