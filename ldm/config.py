@@ -207,8 +207,10 @@ def _plan(value: Any, wanted: Any, path: str, faults: list[str]) -> Any:
         return float(value)
     if value is None and wanted in (None, type(None)):
         return None
-    plain = isinstance(kind, type) and not getattr(kind, "_is_protocol", False)
-    if not (plain and isinstance(value, kind)) or (isinstance(value, bool) and kind is not bool and kind is not object):
+    fits = isinstance(kind, type) and not getattr(kind, "_is_protocol", False) and isinstance(value, kind)
+    if isinstance(value, (bool, str)):  # a bool is an int and a str is a sequence to Python, not to somebody writing YAML
+        fits = kind in (type(value), object)
+    if not fits:
         faults.append(f"{path}: expected {_name(wanted)}, found {_shown(value)}")
     return value
 

@@ -1,0 +1,1 @@
+"""Files of weights: reading, renaming, loading strictly, saving."""

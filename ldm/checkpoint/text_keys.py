@@ -1,0 +1,74 @@
+"""Text towers' tensor names: Hugging Face's and Stability's layouts <-> ours, which are open_clip's under `tower.`."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+
+OPEN_CLIP_TO_HUGGING_FACE = (
+    ("token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
+    ("positional_embedding", "text_model.embeddings.position_embedding.weight"),
+    ("ln_final.", "text_model.final_layer_norm."),
+    ("transformer.resblocks.", "text_model.encoder.layers."),
+    (".ln_1.", ".layer_norm1."),
+    (".ln_2.", ".layer_norm2."),
+    (".attn.out_proj.", ".self_attn.out_proj."),
+    (".mlp.c_fc.", ".mlp.fc1."),
+    (".mlp.c_proj.", ".mlp.fc2."),
+)
+PROJECTION = "text_projection"  # (width, dim) in open_clip; a Linear's weight, (dim, width), in Hugging Face's layout
+NOT_WEIGHTS = {"attn_mask", "logit_scale", "text_model.embeddings.position_ids"}  # constants, and CLIP's temperature
+
+
+def to_memory(tensors: Tensors, keep_projection: bool) -> Tensors:
+    """Names of a published text encoder, without the file's own prefix (`cond_stage_model.`, …) -> names in memory.
+
+    Understands `transformer.text_model.…` (SD 1), `text_model.…` and bare `embeddings.…` (Hugging Face), `model.…` (SD 2)
+    and a class embedder's `embedding.…`. CLIP's projection serves pooled outputs only; `keep_projection` False drops it.
+    """
+    bare = {re.sub(r"^(transformer\.(?=text_model|embeddings|encoder|final)|model\.)", "", k): v for k, v in tensors.items()}
+    bare = {f"text_model.{k}" if re.match("embeddings|encoder|final", k) else k: v for k, v in bare.items()}
+    if "embedding.weight" in bare:
+        return bare
+    bare = {k: v for k, v in bare.items() if k not in NOT_WEIGHTS}
+    if any(key.startswith("text_model.") for key in bare):
+        bare = from_hugging_face(bare)
+    return {f"tower.{k}": v for k, v in bare.items() if keep_projection or k != PROJECTION}
+
+
+def from_hugging_face(tensors: Tensors) -> Tensors:
+    """`CLIPTextModel(WithProjection)` names -> open_clip's: q, k, v are joined into one matrix, the projection transposed."""
+    renamed = dict(tensors)
+    for key in tensors:
+        match = re.fullmatch(r"(text_model\.encoder\.layers\.\d+)\.self_attn\.q_proj\.(weight|bias)", key)
+        parts = [f"{match[1]}.self_attn.{name}_proj.{match[2]}" for name in "qkv"] if match else []
+        if match and all(part in tensors for part in parts):
+            renamed[f"{match[1]}.attn.in_proj_{match[2]}"] = torch.cat([renamed.pop(part) for part in parts])
+    if f"{PROJECTION}.weight" in renamed:
+        renamed[PROJECTION] = renamed.pop(f"{PROJECTION}.weight").T.contiguous()
+    return {_replaced(key, reverse=True): value for key, value in renamed.items()}
+
+
+def to_hugging_face(tensors: Tensors) -> Tensors:
+    """The inverse: open_clip's names -> `CLIPTextModel(WithProjection)`'s."""
+    renamed: Tensors = {}
+    for key, value in tensors.items():
+        match = re.fullmatch(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)", key)
+        if match:
+            layer = f"text_model.encoder.layers.{match[1]}.self_attn"
+            renamed |= {f"{layer}.{name}_proj.{match[2]}": v for name, v in zip("qkv", value.chunk(3))}
+        elif key == PROJECTION:
+            renamed[f"{PROJECTION}.weight"] = value.T.contiguous()
+        else:
+            renamed[_replaced(key, reverse=False)] = value
+    return renamed
+
+
+def _replaced(key: str, *, reverse: bool) -> str:
+    for ours, theirs in OPEN_CLIP_TO_HUGGING_FACE:
+        key = key.replace(theirs, ours) if reverse else key.replace(ours, theirs)
+    return key
