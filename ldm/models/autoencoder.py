@@ -148,9 +148,10 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Encoder, decoder and the latent's scale; `moments` channels leave the encoder, `latent_channels` enter the decoder.
+    """Encoder, decoder and the scale of the latents, which outside are (z - shift_factor) * scaling_factor.
 
-    Latents outside are (z - shift_factor) * scaling_factor. `attention_levels` None attends in the mid-block only.
+    `moments` channels leave the encoder, `latent_channels` enter the decoder. Levels count from the image's resolution
+    down; `attention_levels` says which attend after each res-block, None that only the mid-block does.
     """
 
     def __init__(
@@ -173,7 +174,7 @@ class Autoencoder(nn.Module):
         levels = len(block_out_channels)
         attend = [False] * levels if attention_levels is None else list(attention_levels)
         if len(attend) != levels:
-            raise ValueError(f"attention_levels has {len(attend)} entries for {levels} block_out_channels: give one a level")
+            raise ValueError(f"attention_levels has {len(attend)} entries for {levels} levels: give one a level")
         if scaling_factor <= 0:
             raise ValueError(f"scaling_factor must be positive, not {scaling_factor}")
         plan = Plan(

@@ -17,7 +17,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def group_norm(groups: int, channels: int, eps: float) -> nn.GroupNorm:
     if channels % groups:
-        raise ValueError(f"{channels} channels cannot be normalised in {groups} groups: choose a norm_num_groups that divides")
+        raise ValueError(f"norm_num_groups {groups} does not divide {channels} channels: choose a divisor")
     return nn.GroupNorm(groups, channels, eps)
 
 
@@ -40,7 +40,7 @@ class Attention(nn.Module):
     def __init__(self, dim: int, num_heads: int, context_dim: int | None = None, qkv_bias: bool = False) -> None:
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f"{dim} channels cannot be split into {num_heads} heads: choose a number of heads that divides")
+            raise ValueError(f"num_heads {num_heads} does not divide {dim} channels: choose a divisor")
         context_dim = dim if context_dim is None else context_dim
         self.num_heads = num_heads
         self.attention: AttentionFunction = attention
@@ -96,14 +96,15 @@ class FeedForward(nn.Module):
     def __init__(self, dim: int, expansion: int = 4) -> None:
         super().__init__()
         hidden = expansion * dim
-        self.net = nn.Sequential(GEGLU(dim, hidden), nn.Identity(), nn.Linear(hidden, dim))  # published files count a dropout
+        unnamed = nn.Identity()  # the place of a dropout, which the published names count
+        self.net = nn.Sequential(GEGLU(dim, hidden), unnamed, nn.Linear(hidden, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
 
 class BasicTransformerBlock(nn.Module):
-    """Self-attention, cross-attention, feed-forward. With `only_cross_attention` the first attends to the context too."""
+    """Self-attention, cross-attention, feed-forward. With `only_cross_attention` the first sees the context too."""
 
     def __init__(self, dim: int, num_heads: int, context_dim: int | None, only_cross_attention: bool = False) -> None:
         super().__init__()

@@ -13,12 +13,13 @@ from ldm.modules.attention import group_norm
 
 Size = Sequence[int]  # (height, width)
 Resize = Callable[[Tensor, Size | None], Tensor]
+Modules = Sequence[nn.Module]
 
 
 def timestep_embedding(
     t: Tensor, dim: int, *, max_period: float = 10_000.0, flip_sin_to_cos: bool = True, freq_shift: int = 0
 ) -> Tensor:
-    """Sinusoidal embedding of t (B,), any number type -> (B, dim) float32; cosines first unless `flip_sin_to_cos` is off.
+    """Sinusoids of t (B,), any number type -> (B, dim) float32; cosines first unless `flip_sin_to_cos` is off.
 
     Frequencies are max_period^(-i / (dim/2 - freq_shift)): 0 as in Stable Diffusion, 1 as in DDPM (Ho et al. 2020).
     """
@@ -142,10 +143,46 @@ class Nearest(nn.Module):
         return doubled(x, size)  # (B, C, 2H, 2W)
 
 
+class DownBlock(nn.Module):
+    """One level on the way down: (res-block, attention) pairs, then a downsampler unless it is the last level."""
+
+    def __init__(self, resnets: Modules, attentions: Modules, downsamplers: Modules) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = nn.ModuleList(attentions)
+        self.downsamplers = nn.ModuleList(downsamplers)
+
+    def forward(self, x: Tensor, emb: Tensor, context: Tensor | None) -> list[Tensor]:
+        """The output of every pair and of the downsampler: the way up wants them all."""
+        outputs: list[Tensor] = []
+        for resnet, attend in zip(self.resnets, self.attentions, strict=True):
+            x = attend(resnet(x, emb), context)
+            outputs.append(x)
+        return outputs + [downsample(x, emb) for downsample in self.downsamplers]
+
+
+class UpBlock(nn.Module):
+    """One level on the way up: each res-block is also given a tensor of the way down; an upsampler unless at the top."""
+
+    def __init__(self, resnets: Modules, attentions: Modules, upsamplers: Modules) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = nn.ModuleList(attentions)
+        self.upsamplers = nn.ModuleList(upsamplers)
+
+    def forward(self, x: Tensor, skips: list[Tensor], emb: Tensor, context: Tensor | None, size: Size | None) -> Tensor:
+        """`skips` in the order in which they were made; `size` (height, width) is what the level above expects."""
+        for resnet, attend, skip in zip(self.resnets, self.attentions, reversed(skips), strict=True):
+            x = attend(resnet(torch.cat([x, skip], dim=1), emb), context)
+        for upsample in self.upsamplers:
+            x = upsample(x, emb, size)
+        return x
+
+
 class MidBlock(nn.Module):
     """Res-block, attention, res-block at the lowest resolution."""
 
-    def __init__(self, resnets: Sequence[nn.Module], attentions: Sequence[nn.Module]) -> None:
+    def __init__(self, resnets: Modules, attentions: Modules) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
         self.attentions = nn.ModuleList(attentions)
@@ -154,3 +191,9 @@ class MidBlock(nn.Module):
         first, last = self.resnets
         (attend,) = self.attentions
         return last(attend(first(x, emb), context), emb)
+
+
+def zero(module: nn.Module) -> None:
+    """Set every parameter to 0, so that a residual branch that ends in the module starts as nothing."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
