@@ -150,13 +150,14 @@ class Decoder(nn.Module):
 class Autoencoder(nn.Module):
     """Encoder, decoder and the scale of the latents, which outside are (z - shift_factor) * scaling_factor.
 
-    `moments` channels leave the encoder, `latent_channels` enter the decoder. Levels count from the image's resolution
-    down; `attention_levels` says which attend after each res-block, None that only the mid-block does.
+    Levels count from the image's resolution down, each half the size of the one before; `attention_levels` says which
+    attend after each res-block, None that only the mid-block does.
     """
+
+    moments: int  # channels that leave the encoder for each channel of the latents
 
     def __init__(
         self,
-        moments: int,
         in_channels: int = 3,
         out_channels: int = 3,
         latent_channels: int = 4,
@@ -171,65 +172,55 @@ class Autoencoder(nn.Module):
         shift_factor: float = 0.0,
     ) -> None:
         super().__init__()
-        levels = len(block_out_channels)
-        attend = [False] * levels if attention_levels is None else list(attention_levels)
-        if len(attend) != levels:
-            raise ValueError(f"attention_levels has {len(attend)} entries for {levels} levels: give one a level")
+        widths = tuple(block_out_channels)
+        attend = [False] * len(widths) if attention_levels is None else list(attention_levels)
+        if len(attend) != len(widths):
+            raise ValueError(f"attention_levels has {len(attend)} entries for {len(widths)} levels: give one a level")
         if scaling_factor <= 0:
-            raise ValueError(f"scaling_factor must be positive, not {scaling_factor}")
-        plan = Plan(
-            tuple(block_out_channels), layers_per_block, attend, mid_attention, norm_num_groups, norm_eps, dropout
-        )
+            raise ValueError(
+                f"scaling_factor {scaling_factor} is not positive: give 1 / the latents' standard deviation"
+            )
+        plan = Plan(widths, layers_per_block, attend, mid_attention, norm_num_groups, norm_eps, dropout)
+        moments = self.moments * latent_channels
         self.latent_channels = latent_channels
-        self.downsample_factor = 2 ** (levels - 1)
-        self.scaling_factor = scaling_factor
-        self.shift_factor = shift_factor
+        self.scaling_factor, self.shift_factor = scaling_factor, shift_factor
         self.encoder = Encoder(in_channels, moments, plan)
         self.decoder = Decoder(latent_channels, out_channels, plan)
         self.quant_conv = nn.Conv2d(moments, moments, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
+
+    @property
+    def downsample_factor(self) -> int:
+        """Pixels of the image along each side of one pixel of the latents."""
+        return 2 ** (len(self.encoder.down_blocks) - 1)
+
+    def encode(self, image: Tensor) -> Gaussian | Tensor:
+        """image (B, 3, H, W) in [-1, 1], sides multiples of `downsample_factor` -> scaled latents (B, C, h, w)."""
+        raise NotImplementedError
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w) -> images (B, 3, H, W), about [-1, 1], not clamped."""
+        return self.decoder(self.post_quant_conv(z / self.scaling_factor + self.shift_factor))
 
 
 @register("AutoencoderKL", "ldm.models.autoencoder.AutoencoderKL")
 class AutoencoderKL(Autoencoder):
     """Variational autoencoder (Rombach et al. 2022, section 3.1)."""
 
-    def __init__(
-        self,
-        in_channels: int = 3,
-        out_channels: int = 3,
-        latent_channels: int = 4,
-        block_out_channels: Sequence[int] = (128, 256, 512, 512),
-        layers_per_block: int = 2,
-        attention_levels: Sequence[bool] | None = None,
-        mid_attention: bool = True,
-        norm_num_groups: int = 32,
-        norm_eps: float = 1e-6,
-        dropout: float = 0.0,
-        scaling_factor: float = 1.0,
-        shift_factor: float = 0.0,
-    ) -> None:
-        super().__init__(
-            2 * latent_channels, in_channels, out_channels, latent_channels, block_out_channels, layers_per_block,
-            attention_levels, mid_attention, norm_num_groups, norm_eps, dropout, scaling_factor, shift_factor,
-        )  # fmt: skip
+    moments = 2
 
-    def moments(self, image: Tensor) -> Tensor:
+    def encode_moments(self, image: Tensor) -> Tensor:
         """(B, 2C, h, w): the unscaled latents' mean, then log variance, as the network gives them."""
         return self.quant_conv(self.encoder(image))
 
     def posterior(self, image: Tensor) -> Gaussian:
         """The unscaled latents, whose `.kl()` is the one to train on; log variance within [-30, 20]."""
-        mean, logvar = self.moments(image).chunk(2, dim=1)  # (B, C, h, w) each
+        mean, logvar = self.encode_moments(image).chunk(2, dim=1)  # (B, C, h, w) each
         return Gaussian(mean, logvar.clamp(-30.0, 20.0))
 
     def encode(self, image: Tensor) -> Gaussian:
-        """image (B, 3, H, W) in [-1, 1], sides multiples of `downsample_factor` -> the scaled latents' distribution."""
+        """As `Autoencoder.encode`: the latents' distribution."""
         return self.posterior(image).scaled(self.scaling_factor, self.shift_factor)
-
-    def decode(self, z: Tensor) -> Tensor:
-        """Scaled latents (B, C, h, w) -> images (B, 3, H, W), about [-1, 1], not clamped."""
-        return self.decoder(self.post_quant_conv(z / self.scaling_factor + self.shift_factor))
 
 
 class Codebook(nn.Module):
@@ -255,7 +246,9 @@ class Codebook(nn.Module):
 
 @register("VQModel", "ldm.models.autoencoder.VQModel", "ldm.models.autoencoder.VQModelInterface")
 class VQModel(Autoencoder):
-    """Autoencoder whose decoder sees codes only; `encode` gives what is not quantised yet, `decode` quantises."""
+    """Autoencoder whose decoder sees codes only (Rombach et al. 2022, section 3.1)."""
+
+    moments = 1
 
     def __init__(
         self,
@@ -274,15 +267,25 @@ class VQModel(Autoencoder):
         shift_factor: float = 0.0,
     ) -> None:
         super().__init__(
-            latent_channels, in_channels, out_channels, latent_channels, block_out_channels, layers_per_block,
-            attention_levels, mid_attention, norm_num_groups, norm_eps, dropout, scaling_factor, shift_factor,
-        )  # fmt: skip
+            in_channels,
+            out_channels,
+            latent_channels,
+            block_out_channels,
+            layers_per_block,
+            attention_levels,
+            mid_attention,
+            norm_num_groups,
+            norm_eps,
+            dropout,
+            scaling_factor,
+            shift_factor,
+        )
         self.quantize = Codebook(num_codes, latent_channels)
 
     def encode(self, image: Tensor) -> Tensor:
-        """image (B, 3, H, W) in [-1, 1] -> scaled latents (B, C, h, w), before quantisation."""
+        """As `Autoencoder.encode`: the latents before quantisation."""
         return (self.quant_conv(self.encoder(image)) - self.shift_factor) * self.scaling_factor
 
     def decode(self, z: Tensor) -> Tensor:
-        """Scaled latents (B, C, h, w), quantised to the nearest codes -> images (B, 3, H, W), not clamped."""
+        """As `Autoencoder.decode`, of the codes nearest to the latents."""
         return self.decoder(self.post_quant_conv(self.quantize(z / self.scaling_factor + self.shift_factor)))

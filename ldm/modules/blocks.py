@@ -162,7 +162,7 @@ class DownBlock(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """One level on the way up: each res-block is also given a tensor of the way down; an upsampler unless at the top."""
+    """One level on the way up: each res-block also gets a tensor of the way down; an upsampler unless at the top."""
 
     def __init__(self, resnets: Modules, attentions: Modules, upsamplers: Modules) -> None:
         super().__init__()

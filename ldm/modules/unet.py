@@ -77,9 +77,7 @@ class Plan:
             return self.num_heads
         assert self.head_channels is not None
         if channels % self.head_channels:
-            raise ValueError(
-                f"head_channels {self.head_channels} does not divide {channels} channels: choose a divisor"
-            )
+            raise ValueError(f"head_channels {self.head_channels} does not divide width {channels}: choose a divisor")
         return channels // self.head_channels
 
     def attention(self, channels: int, depth: int, only_cross: bool) -> nn.Module:
@@ -231,7 +229,7 @@ class UNet(nn.Module):
         zero(self.conv_out)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-        """x (B, in_channels, h, w), any h and w; t (B,) in training timesteps, whole or not; context (B, M, context_dim);
+        """x (B, in_channels, h, w), any h, w; t (B,) in training timesteps, whole or not; context (B, M, context_dim),
         y as the class says -> (B, out_channels, h, w). ValueError if context or y is missing or not wanted."""
         self.check(context, y)
 
