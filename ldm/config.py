@@ -198,7 +198,12 @@ def _plan(value: Any, wanted: Any, path: str, faults: list[str]) -> Any:
         faults.append(f"{path}: expected one of {', '.join(map(repr, args))}, found {_shown(value)}{near}")
         return value
     kind = origin or wanted
-    if isinstance(kind, type) and isinstance(value, (list, tuple)) and issubclass(kind, collections.abc.Sequence) and kind is not str:
+    if (
+        isinstance(kind, type)
+        and isinstance(value, (list, tuple))
+        and issubclass(kind, collections.abc.Sequence)
+        and kind is not str
+    ):
         return _plan_sequence(value, kind, args, wanted, path, faults)
     if isinstance(kind, type) and isinstance(value, Mapping) and issubclass(kind, collections.abc.Mapping):
         inner = args[1] if len(args) == 2 else Any
@@ -208,7 +213,9 @@ def _plan(value: Any, wanted: Any, path: str, faults: list[str]) -> Any:
     if value is None and wanted in (None, type(None)):
         return None
     fits = isinstance(kind, type) and not getattr(kind, "_is_protocol", False) and isinstance(value, kind)
-    if isinstance(value, (bool, str)):  # a bool is an int and a str is a sequence to Python, not to somebody writing YAML
+    if isinstance(
+        value, (bool, str)
+    ):  # a bool is an int and a str is a sequence to Python, not to somebody writing YAML
         fits = kind in (type(value), object)
     if not fits:
         faults.append(f"{path}: expected {_name(wanted)}, found {_shown(value)}")
@@ -219,7 +226,9 @@ def _plan_node(node: Mapping[str, Any], wanted: Any, path: str, faults: list[str
     """A `{target, params}` mapping: known name, fitting class, and params that fit its constructor."""
     for key in node:
         if key not in ("target", "params"):
-            faults.append(f"{_join(path, str(key))}: unknown key{_nearest(str(key), ['target', 'params'])}; a node has `target` and `params`")
+            faults.append(
+                f"{_join(path, str(key))}: unknown key{_nearest(str(key), ['target', 'params'])}; a node has `target` and `params`"
+            )
     try:
         cls = registered(node["target"])
     except ConfigError as error:
@@ -299,7 +308,12 @@ def _accepts(wanted: Any, cls: type) -> bool:
     if origin in (Union, types.UnionType):
         return any(_accepts(option, cls) for option in args)
     kind = origin or wanted
-    if kind is Any or isinstance(kind, TypeVar) or getattr(kind, "_is_protocol", False) or kind is collections.abc.Callable:
+    if (
+        kind is Any
+        or isinstance(kind, TypeVar)
+        or getattr(kind, "_is_protocol", False)
+        or kind is collections.abc.Callable
+    ):
         return True
     return isinstance(kind, type) and issubclass(cls, kind)
 
@@ -309,7 +323,11 @@ def _join(path: str, key: str) -> str:
 
 
 def _name(wanted: Any) -> str:
-    return wanted.__name__ if isinstance(wanted, type) and not typing.get_args(wanted) else str(wanted).replace("typing.", "")
+    return (
+        wanted.__name__
+        if isinstance(wanted, type) and not typing.get_args(wanted)
+        else str(wanted).replace("typing.", "")
+    )
 
 
 def _shown(value: Any) -> str:

@@ -30,7 +30,9 @@ def to_memory(tensors: Tensors, keep_projection: bool) -> Tensors:
     Understands `transformer.text_model.…` (SD 1), `text_model.…` and bare `embeddings.…` (Hugging Face), `model.…` (SD 2)
     and a class embedder's `embedding.…`. CLIP's projection serves pooled outputs only; `keep_projection` False drops it.
     """
-    bare = {re.sub(r"^(transformer\.(?=text_model|embeddings|encoder|final)|model\.)", "", k): v for k, v in tensors.items()}
+    bare = {
+        re.sub(r"^(transformer\.(?=text_model|embeddings|encoder|final)|model\.)", "", k): v for k, v in tensors.items()
+    }
     bare = {f"text_model.{k}" if re.match("embeddings|encoder|final", k) else k: v for k, v in bare.items()}
     if "embedding.weight" in bare:
         return bare

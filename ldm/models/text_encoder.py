@@ -120,7 +120,9 @@ class OpenCLIPTextEncoder(TextEncoder):
         if tower.text_projection is None:
             return TextFeatures(states, None)
 
-        end = (tokens == END).cumsum(dim=1).eq(0).sum(dim=1).clamp(max=length - 1)  # (B,) the first: padding may be END too
+        end = (
+            (tokens == END).cumsum(dim=1).eq(0).sum(dim=1).clamp(max=length - 1)
+        )  # (B,) the first: padding may be END too
         at_end = x[torch.arange(len(x), device=x.device), end]  # (B, width)
         return TextFeatures(states, tower.ln_final(at_end) @ tower.text_projection)
 
@@ -139,7 +141,9 @@ class ClassEmbedder(TextEncoder):
         ids = [last if not text.strip() else int(text) if text.strip().isdecimal() else -1 for text in texts]
         for text, i in zip(texts, ids):
             if not 0 <= i <= last:
-                raise ValueError(f"the prompt of a class-conditional model is a class number from 0 to {last}, not {text!r}")
+                raise ValueError(
+                    f"the prompt of a class-conditional model is a class number from 0 to {last}, not {text!r}"
+                )
         return torch.tensor(ids).view(-1, 1)  # (B, 1)
 
     def forward(self, tokens: Tensor) -> TextFeatures:
@@ -193,7 +197,9 @@ def _published_tower(name: str) -> tuple[int, int, int, Literal["gelu", "quick_g
     config = json.loads(path.read_text())
     text = {"context_length": 77, "vocab_size": END + 1} | config["text_cfg"]
     if set(text) != {"context_length", "vocab_size", "width", "heads", "layers"} or text["vocab_size"] != END + 1:
-        raise ValueError(f"the text tower of {name!r} is not a plain CLIP transformer ({text}), which is all that is built here")
+        raise ValueError(
+            f"the text tower of {name!r} is not a plain CLIP transformer ({text}), which is all that is built here"
+        )
     return text["width"], text["heads"], text["layers"], "quick_gelu" if config.get("quick_gelu") else "gelu"
 
 

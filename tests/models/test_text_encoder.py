@@ -89,7 +89,9 @@ def test_user_text_never_becomes_a_special_token(text: str) -> None:
     assert ids and max(ids) < START
 
 
-@pytest.mark.parametrize("text", ["", " \n\t", "\0", "\ud800", "😀👩‍👩‍👧", "é\u0301" * 50, "a" * 100_000, "<|endoftext|>", "\u202e"])
+@pytest.mark.parametrize(
+    "text", ["", " \n\t", "\0", "\ud800", "😀👩‍👩‍👧", "é\u0301" * 50, "a" * 100_000, "<|endoftext|>", "\u202e"]
+)
 def test_any_string_has_tokens(text: str) -> None:
     assert all(0 <= i < START for i in encode(text))
 
@@ -141,7 +143,9 @@ def test_the_tower_trains(scenes_tower: OpenCLIPTextEncoder) -> None:
 def test_later_tokens_do_not_change_earlier_states(scenes_tower: OpenCLIPTextEncoder) -> None:
     tokens = scenes_tower.tokenize(["a red cube", "a red sphere"])
     states = scenes_tower(tokens).states
-    assert torch.allclose(states[0, :3], states[1, :3], atol=1e-6) and not torch.allclose(states[0, 3], states[1, 3], atol=1e-3)
+    assert torch.allclose(states[0, :3], states[1, :3], atol=1e-6) and not torch.allclose(
+        states[0, 3], states[1, 3], atol=1e-3
+    )
 
 
 def test_class_embedder_and_no_text() -> None:
@@ -171,7 +175,9 @@ def test_mistakes(params: dict, words: str) -> None:
 
 
 def test_config_checks_the_choice_of_layer() -> None:
-    with pytest.raises(ConfigError, match=r"params.layer: expected one of 'last', 'penultimate', found str 'penultimat'"):
+    with pytest.raises(
+        ConfigError, match=r"params.layer: expected one of 'last', 'penultimate', found str 'penultimat'"
+    ):
         build({"target": "OpenCLIPTextEncoder", "params": {**SMALL, "layer": "penultimat"}})
 
 

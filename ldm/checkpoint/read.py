@@ -1,0 +1,163 @@
+"""A file of weights -> a flat dict of tensors. What the file is, is decided by its bytes; nothing in it is ever run."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_MAX_HEADER = 16 << 20  # bytes; the longest header of a published file of this family is 0.4 MB
+_AGAIN = "get it again: it is incomplete or damaged"
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be loaded: one sentence with the file, what was found, what was expected, and the remedy."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a file holds: tensors by name, and (safetensors only) texts by name."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def read(path: str | Path) -> Weights:
+    """Read a .safetensors or .ckpt file to the CPU, in the dtypes it is stored in; CheckpointError if it is neither."""
+    path = Path(path)
+    if path.is_dir():
+        raise CheckpointError(f"{path} is a folder; give the path of a .safetensors or .ckpt file")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(512)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be read ({error.strerror}); give the path of a .safetensors or .ckpt file"
+        ) from error
+    if head.startswith((b"PK\x03\x04", b"\x80\x02")):
+        return Weights(_read_pickle(path, is_zip=head.startswith(b"PK")))
+    if len(head) > 8 and head[8:9] == b"{":
+        return _read_safetensors(path, size)
+    raise CheckpointError(
+        f"{path}: {_looks_like(head, size)}; expected a safetensors file or a torch checkpoint: get it again"
+    )
+
+
+def _looks_like(head: bytes, size: int) -> str:
+    text = head.lstrip().lower()
+    if size == 0:
+        return "the file is empty"
+    if text.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return f"this is a web page of {size} bytes, saved in place of the weights (often a login or an error page)"
+    if text.startswith(b"version https://git-lfs"):
+        return f"this is a git-LFS pointer of {size} bytes, not the file it points to (`git lfs pull` fetches it)"
+    if not any(head):
+        return f"the first bytes of this {size}-byte file are all zero, as in an unfinished download"
+    return f"this {size}-byte file begins with {head[:8]!r}, which no checkpoint does"
+
+
+def _read_safetensors(path: Path, size: int) -> Weights:
+    """The header is checked first, since the library's errors name no file and a huge header costs it gigabytes."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _MAX_HEADER:
+            raise CheckpointError(f"{path}: the header claims {length} bytes, more than {_MAX_HEADER}; {_AGAIN}")
+        if 8 + length > size:
+            raise CheckpointError(f"{path}: {size} bytes, but the header alone has {8 + length}; {_AGAIN}")
+        header = file.read(length)
+    try:
+        entries = json.loads(header)
+        metadata = entries.pop("__metadata__", {})
+        expected = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: the safetensors header is not readable; {_AGAIN}") from error
+    if expected != size:
+        raise CheckpointError(f"{path}: {size} bytes, but its header describes {expected}; {_AGAIN}")
+    try:
+        return Weights(load_file(path), {str(k): str(v) for k, v in metadata.items()})
+    except (SafetensorError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a valid safetensors file ({error}); {_AGAIN}") from error
+
+
+# --- torch checkpoints -------------------------------------------------------------------------------------------
+
+
+class _Ignored:
+    """Stands for the training bookkeeping (Lightning callbacks) in published files."""
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _read_pickle(path: Path, *, is_zip: bool) -> dict[str, Tensor]:
+    """Tensors and a few harmless types only; anything else in the pickle is refused, never imported."""
+    if is_zip:
+        _check_archive(path)
+    try:
+        with torch.serialization.safe_globals(_harmless()):
+            contents = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    except pickle.UnpicklingError as error:  # torch's text would advise weights_only=False
+        raise CheckpointError(
+            f"{path}: holds objects that are not tensors, which could run code, or is damaged; expected plain weights: "
+            "convert it to safetensors where you trust it"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not readable as a torch checkpoint; {_AGAIN}") from error
+    return _flat(contents, path)
+
+
+def _check_archive(path: Path) -> None:
+    """torch stores its records uncompressed, so an archive that would grow when read is not torch's."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            records = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        size = path.stat().st_size
+        raise CheckpointError(
+            f"{path}: a torch checkpoint whose end is missing ({size} bytes are here); {_AGAIN}"
+        ) from error
+    if any(record.compress_type != zipfile.ZIP_STORED for record in records):
+        raise CheckpointError(f"{path}: a compressed archive; expected a torch checkpoint: unpack it first")
+    if not any(record.filename.endswith("data.pkl") for record in records):
+        raise CheckpointError(f"{path}: a zip archive, but not a torch checkpoint; unpack it first")
+
+
+def _harmless() -> list[Any]:
+    """Global names in the pickles of published files besides torch's own, as (what to use, name)."""
+    import _codecs
+
+    import numpy as np
+
+    return [
+        (_Ignored, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+        (
+            np.core.multiarray.scalar if np.__version__ < "2" else np._core.multiarray.scalar,
+            "numpy.core.multiarray.scalar",
+        ),
+        np.dtype,
+        type(np.dtype(np.float64)),
+        _codecs.encode,
+    ]
+
+
+def _flat(contents: object, path: Path) -> dict[str, Tensor]:
+    """The dict of tensors, out of at most one wrapping `state_dict`."""
+    if isinstance(contents, Mapping) and isinstance(contents.get("state_dict"), Mapping):
+        contents = contents["state_dict"]
+    if not isinstance(contents, Mapping):
+        raise CheckpointError(f"{path}: holds one {type(contents).__name__}; expected tensors by name")
+    tensors = {k: v for k, v in contents.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if not tensors:
+        raise CheckpointError(f"{path}: holds no tensors by name; expected the weights of a model")
+    return tensors
