@@ -1,0 +1,124 @@
+"""The command line of txt2img and img2img: every check that needs neither torch nor a model, and the exit status.
+
+`main` returns the exit status: 0, 1 for a failure, 2 for a mistake of the user, 130 when stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import secrets
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from _options import LATER, MAX_SEED, SAMPLERS, Usage, make_parser
+
+DEFAULTS: dict[str, Any] = {
+    "negative_prompt": "",
+    "repeat": 1,
+    "strength": 0.75,
+    "steps": 30,
+    "sampler": "ddim",
+    "seed": 0,
+    "n_samples": 1,
+    "n_iter": 1,
+    "model": "scenes",
+    "device": "auto",
+    "outdir": "outputs",
+}
+WITH_REPRODUCE = {"model", "config", "device", "init_img", "outdir", "debug", "reproduce"}
+
+
+def main(command: str, argv: Sequence[str] | None = None) -> int:
+    """Run `txt2img` or `img2img` with argv (by default the process's own) and say how it went."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    try:
+        options = parse(command, argv)
+        from _draw import draw  # torch from here on
+
+        return draw(options)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if "--debug" in argv:
+            raise
+        mistake = isinstance(error, ValueError)
+        sentence = f"error: {error}" if mistake else f"failed: {error or type(error).__name__} (--debug shows where)"
+        print(sentence, file=sys.stderr)
+        return 2 if mistake else 1
+
+
+def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
+    """Options by their main names, defaults filled in, values checked. Usage for anything wrong."""
+    options = make_parser(command).parse_args([_dashed(word) for word in argv])
+    options.command = command
+    typed = {name for name, value in vars(options).items() if value is not None and value is not False} - {"command"}
+    for name, what in LATER.items():
+        if name.strip("-").replace("-", "_") in typed:
+            raise Usage(f"{name}: {what} is not here yet; leave it out (--sampler has {', '.join(SAMPLERS)})")
+    if options.reproduce is not None:
+        if extra := sorted(typed - WITH_REPRODUCE):
+            raise Usage(f"--reproduce takes everything from the picture; leave out --{extra[0].replace('_', '-')}")
+    else:
+        for name, value in DEFAULTS.items():
+            if getattr(options, name, 0) is None:
+                setattr(options, name, value)
+        _check(options)
+    for option in ("config", "model"):
+        _check_model_path(option, getattr(options, option))
+    return options
+
+
+def _dashed(word: str) -> str:
+    """--ddim_steps=5 as --ddim-steps=5: underscores are dashes in an option's name, and left alone elsewhere."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if re.fullmatch(r"--\w[\w-]*", name) else word
+
+
+def _check(options: argparse.Namespace) -> None:
+    """What two options, or an option and a file, must fulfil together; draws the seed; reads the prompts."""
+    if (options.prompt is None) == (options.from_file is None):
+        both = ", not both" if options.prompt is not None else ""
+        raise Usage(f'give --prompt "what to draw", or --from-file with a prompt a line{both}')
+    if options.command == "img2img" and options.init_img is None:
+        raise Usage("--init-img: name the picture to begin from")
+    if options.save_intermediates and options.skip_save:
+        raise Usage("--save-intermediates has nowhere to write with --skip-save; leave one out")
+    one = options.from_file is None
+    options.prompts = [options.prompt] * options.n_samples if one else _read_prompts(options.from_file)
+    count = len(options.prompts) * options.repeat * options.n_iter
+    if options.seed == -1:
+        options.seed = secrets.randbelow(MAX_SEED + 2 - min(count, MAX_SEED))
+        print(f"seed: {options.seed}")
+    if options.seed + count - 1 > MAX_SEED:
+        raise Usage(f"--seed: {options.seed} and the {count - 1} after it leave 0 … {MAX_SEED}; begin lower")
+    if getattr(options, "init_img", None) is not None:
+        from ldm.images import image_size
+
+        try:
+            image_size(options.init_img)
+        except ValueError as error:
+            raise Usage(f"--init-img {error}") from error
+
+
+def _read_prompts(path: str) -> list[str]:
+    try:
+        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Usage(f"--from-file {path}: byte {error.start} is not UTF-8 text; save it as UTF-8") from error
+    except OSError as error:
+        raise Usage(f"--from-file {path}: cannot be read ({error.strerror}); name a text file") from error
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise Usage(f"--from-file {path}: there is no prompt in it; write one a line")
+    return prompts
+
+
+def _check_model_path(option: str, value: str | None) -> None:
+    """Names (scenes, sd-v1) are left to ldm.load; what looks like a path must be there."""
+    is_path = value is not None and (Path(value).suffix != "" or "/" in value or "\\" in value)
+    if is_path and not Path(str(value)).exists():
+        raise Usage(f"--{option} {value}: there is no such file; give the path of one, or a name")

@@ -1,0 +1,113 @@
+"""From checked options to pictures on the disk: the device, the model, and the loop."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from _output import Bar, Interrupts, Output
+from _record import DTYPES, compare, source, take_over
+from PIL import Image
+
+from ldm import images
+from ldm.checkpoint.load import load
+from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.pipeline import Progress, generate
+from ldm.png import Folder
+from ldm.request import Item, Settings, clean, picture_size, resolve
+
+
+def draw(options: argparse.Namespace) -> int:
+    """Draw what `options` (from `_cli.parse`) ask for. Returns the exit status."""
+    original = None if options.reproduce is None else take_over(options)
+    folder = Folder(options.outdir)
+    init = None if getattr(options, "init_img", None) is None else images.load_image(options.init_img)
+    device, precision = choose_device(options)
+
+    dtype = DTYPES[precision]
+    model = load(options.model, config=options.config, device=device, dtype=dtype, autoencoder_dtype=torch.float32)
+    _check_model(options, model)
+    settings = _settings(options, model, init)
+    made_by = source(options, device, precision)
+    if original is not None and original["model"]["sha256"] != made_by["model"]["sha256"]:
+        raise ValueError(f"--model {options.model}: not the file that drew {options.reproduce}; name that one")
+
+    items = _items(options)
+    output = Output(options, folder, model, made_by, only=None if original is None else original["index"])
+    with Interrupts() as interrupts, Bar(settings, items, options.n_samples) as bar, _autocast(device, precision):
+
+        def on_step(progress: Progress) -> None:
+            output.step(progress)
+            bar.step(progress)
+
+        for result in generate(model, items, settings, init_image=init, batch_size=options.n_samples, on_step=on_step):
+            output.picture(result)
+            bar.picture()
+            if interrupts.asked and result.index == len(result.batch) - 1:
+                break
+    output.finish()
+    if interrupts.asked:
+        print(f"stopped after {bar.pictures} of {len(items)} pictures", file=sys.stderr)
+        return 130
+    return 0 if options.reproduce is None else compare(options.reproduce, output.paths[0])
+
+
+def _autocast(device: str, precision: str) -> AbstractContextManager[Any]:
+    if precision != "autocast":
+        return nullcontext()
+    return torch.autocast(device, torch.bfloat16 if device == "cpu" else torch.float16)
+
+
+def choose_device(options: argparse.Namespace) -> tuple[str, str]:
+    """(device, precision), said aloud; ValueError if the one asked for is not there."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    auto = options.device == "auto"
+    device = next(name for name in ("cuda", "mps", "cpu") if there[name]) if auto else options.device
+    if not there[device]:
+        raise ValueError(f"--device {device}: torch {torch.__version__} finds none here; use --device cpu or auto")
+    precision = options.precision or ("full" if device == "cpu" else "fp16")
+    name = f" ({torch.cuda.get_device_name()})" if device == "cuda" else ""
+    print(f"device: {device}{name}{', chosen by auto' if auto else ''}; precision: {precision}")
+    return device, precision
+
+
+def _check_model(options: argparse.Namespace, model: LatentDiffusion) -> None:
+    for option, asked, has in (
+        ("C", options.C, model.autoencoder.latent_channels),
+        ("f", options.f, model.autoencoder.downsample_factor),
+    ):
+        if asked is not None and asked != has:
+            raise ValueError(f"--{option} {asked}: this model has {has}; leave the option out")
+
+
+def _settings(options: argparse.Namespace, model: LatentDiffusion, init: Image.Image | None) -> Settings:
+    """Resolved for the model; announces a picture that is resized."""
+    height, width = options.H, options.W
+    if init is not None:
+        height, width = picture_size(model, init.size, height, width)
+        if (width, height) != init.size:
+            was = f"{init.width}x{init.height}"
+            print(f"{options.init_img}: resized from {was} to {width}x{height} (--W and --H choose)")
+    return resolve(
+        model,
+        height=height,
+        width=width,
+        steps=options.steps,
+        sampler=options.sampler,
+        spacing=options.spacing,
+        eta=options.eta,
+        guidance_scale=options.scale,
+        strength=None if init is None else options.strength,
+    )
+
+
+def _items(options: argparse.Namespace) -> list[Item]:
+    """Everything to draw, in order; picture i has seed + i, with --fixed-code the seed of its place in the batch."""
+    if options.reproduce is not None:
+        return list(options.items)
+    prompts = [prompt for _ in range(options.n_iter) for prompt in options.prompts for _ in range(options.repeat)]
+    cycle = options.n_samples if options.fixed_code else len(prompts)
+    return [Item(clean(p), clean(options.negative_prompt), options.seed + i % cycle) for i, p in enumerate(prompts)]

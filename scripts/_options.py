@@ -1,0 +1,166 @@
+"""The options of txt2img and img2img, and what each value may be. Nothing here costs an import of torch."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+SAMPLERS = ("ddim", "ddpm")  # those of ldm.models.diffusion, which would cost torch's import here; a test compares them
+SPACINGS = ("uniform", "trailing", "linspace")
+PRECISIONS = ("full", "autocast", "fp16", "bf16")
+MAX_SEED = 2**32 - 1
+MAX_SIDE = 8192
+LATER = {  # options people know, of things that are still to come
+    "--plms": "the sampler plms",
+    "--dpm-solver": "the sampler dpm-solver",
+    "--dpm": "the sampler dpm",
+    "--mask": "painting inside a mask",
+}
+
+
+class Usage(ValueError):
+    """A mistake on the command line; the message is one sentence with the option, the value and the remedy."""
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number; give {low} … {high}") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{value} is out of range; give {low} … {high}")
+        return value
+
+    return convert
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    span = "a finite number, such as 7.5" if math.isinf(high) else f"{low:g} … {high:g}"
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number; give {span}") from None
+        if not math.isfinite(value) or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is out of range; give {span}")
+        return value
+
+    return convert
+
+
+def side(text: str) -> int:
+    value = whole(-(10**9), 10**9)(text)
+    nearest = min(max(8, (value + 4) // 8 * 8), MAX_SIDE)
+    if value != nearest:
+        raise argparse.ArgumentTypeError(f"{value} is not a multiple of 8 in 8 … {MAX_SIDE}; the nearest is {nearest}")
+    return value
+
+
+def seed(text: str) -> int:
+    return -1 if text == "random" else whole(-1, MAX_SEED)(text)
+
+
+def one_of(*names: str) -> Callable[[str], str]:
+    def convert(text: str) -> str:
+        if text.lower() not in names:
+            close = difflib.get_close_matches(text.lower(), names, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise argparse.ArgumentTypeError(f"there is no {text!r} here; there are {', '.join(names)}{hint}")
+        return text.lower()
+
+    return convert
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One sentence instead of argparse's usage block."""
+        message = message.removeprefix("argument ")
+        if message.startswith("unrecognized arguments: "):
+            word = message.removeprefix("unrecognized arguments: ")
+            close = difflib.get_close_matches(word.split()[0].split("=")[0], self._option_string_actions, 1)
+            remedy = f"did you mean {close[0]}?" if close else "--help lists all options"
+            if word[0] != "-":
+                remedy = "a prompt goes in quotes after --prompt"
+            message = f"{word}: no such option; {remedy}"
+        elif message.endswith("expected one argument"):
+            message += "; one that begins with a dash is written --option=-value"
+        raise Usage(message)
+
+
+def make_parser(command: str) -> Parser:
+    about = {
+        "txt2img": "Draw pictures from a prompt.",
+        "img2img": "Draw pictures from a picture and a prompt.",
+    }[command]
+    parser = Parser(
+        prog=f"{command}.py",
+        description=f"{about} Options may be written with dashes or underscores.",
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28),
+        allow_abbrev=False,
+    )
+
+    def group(title: str, *options: tuple[str, Any, str | None, str]) -> None:
+        """Each option as (names, type or True for a switch, metavar, help)."""
+        add = parser.add_argument_group(title).add_argument
+        for names, kind, metavar, text in options:
+            if kind is True:
+                add(*names.split(), action="store_true", help=text)
+            else:
+                add(*names.split(), type=kind, metavar=metavar, help=text)
+
+    picture = (
+        ("--init-img", str, "FILE", "the picture to begin from"),
+        ("--strength", number(0, 1), "S", "0 keeps the picture, 1 leaves nothing of it (0.75)"),
+    )
+    group(
+        "what to draw",
+        ("--prompt", str, "TEXT", "what to draw"),
+        ("--negative-prompt --neg", str, "TEXT", "what to keep out of the picture"),
+        *(picture if command == "img2img" else ()),
+        ("--from-file", str, "FILE", "a prompt a line instead of --prompt; - is standard input"),
+        ("--repeat", whole(1, 100_000), "N", "draw each prompt N times"),
+        ("--reproduce", str, "PNG", "draw a picture made here again, bit for bit, from what is written in it"),
+    )
+    group(
+        "how",
+        ("--steps --ddim-steps", whole(1, 1000), "N", "denoising steps, exactly (30)"),
+        ("--sampler", one_of(*SAMPLERS), "NAME", f"{', '.join(SAMPLERS)} (ddim)"),
+        ("--spacing", one_of(*SPACINGS), "NAME", f"noise levels visited: {', '.join(SPACINGS)} (the sampler's own)"),
+        ("--eta --ddim-eta", number(0, 1), "E", "fresh noise in each step, 0 … 1 (the sampler's own)"),
+        ("--scale", number(-math.inf, math.inf), "G", "guidance scale (the model's own; 1 is none)"),
+        ("--H --height", side, "PX", "height, a multiple of 8 (the model's own)"),
+        ("--W --width", side, "PX", "width, a multiple of 8 (the model's own)"),
+        ("--seed", seed, "N", "picture i has seed N + i (0); -1 or random draws one and prints it"),
+        ("--fixed-code", True, None, "every batch has the seeds of the first"),
+    )
+    group(
+        "how many",
+        ("--n-samples", whole(1, 10_000), "N", "drawn together: N of the prompt, or N prompts of --from-file (1)"),
+        ("--n-iter", whole(1, 100_000), "N", "do it all N times, with new seeds (1)"),
+    )
+    group(
+        "model",
+        ("--model --ckpt", str, "NAME|FILE", "a model's name or its file (scenes)"),
+        ("--config", str, "NAME|YAML", "the architecture, for a file that does not say"),
+        ("--C", whole(1, 1024), "N", "latent channels; checked against the model"),
+        ("--f", whole(1, 1024), "N", "downsampling factor; checked against the model"),
+        ("--device", one_of("auto", "cpu", "cuda", "mps"), "NAME", "auto, cpu, cuda, mps (auto)"),
+        ("--precision", one_of(*PRECISIONS), "NAME", f"{', '.join(PRECISIONS)} (fp16 on a GPU, else full)"),
+    )
+    group(
+        "output",
+        ("--outdir", str, "FOLDER", "where pictures go; nothing there is overwritten (outputs)"),
+        ("--n-rows", whole(1, 1000), "N", "pictures in a row of the grid"),
+        ("--skip-grid", True, None, "no grid of all pictures; one picture never gets one"),
+        ("--skip-save", True, None, "no single pictures, only the grid"),
+        ("--save-intermediates", whole(1, 1000), "N", "also write the estimate every N steps, and a sheet of them"),
+        ("--debug", True, None, "a traceback instead of one sentence"),
+    )
+    for name in LATER:
+        parser.add_argument(name, nargs="?", const=True, help=argparse.SUPPRESS)
+    return parser
