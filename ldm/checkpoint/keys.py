@@ -6,15 +6,17 @@ numbers its parts, and hold both ways. Names here are without the prefix that a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from ldm.models.autoencoder import AutoencoderKL, VQModel
+from ldm.modules import encoder
 from ldm.modules.attention import AttentionBlock, NoAttention
-from ldm.modules.blocks import ResnetBlock
+from ldm.modules.blocks import DownBlock, ResnetBlock, UpBlock
 from ldm.modules.unet import UNet
 
 PREFIXES = {"unet": "model.diffusion_model.", "autoencoder": "first_stage_model."}
@@ -129,7 +131,7 @@ def _unet_rules(unet: UNet, new_attention_order: bool) -> Iterator[Rule]:
 
     yield Rule("input_blocks.0.0", "conv_in")
     n = 1  # the original numbers every pair and every downsampler alike
-    for i, block in enumerate(unet.down_blocks):
+    for i, block in enumerate(cast(Iterable[DownBlock], unet.down_blocks)):
         ours = f"down_blocks.{i}"
         for j, (resnet, attend) in enumerate(zip(block.resnets, block.attentions, strict=True)):
             yield from _layer_rules(f"input_blocks.{n}.0", f"{ours}.resnets.{j}", resnet)
@@ -145,14 +147,14 @@ def _unet_rules(unet: UNet, new_attention_order: bool) -> Iterator[Rule]:
     yield from _layer_rules("middle_block.2", "mid_block.resnets.1", unet.mid_block.resnets[1])
 
     n = 0  # here an upsampler stands behind the last pair of its level, under the same number
-    for i, block in enumerate(unet.up_blocks):
+    for i, up in enumerate(cast(Iterable[UpBlock], unet.up_blocks)):
         ours = f"up_blocks.{i}"
-        for j, (resnet, attend) in enumerate(zip(block.resnets, block.attentions, strict=True)):
+        for j, (resnet, attend) in enumerate(zip(up.resnets, up.attentions, strict=True)):
             yield from _layer_rules(f"output_blocks.{n}.0", f"{ours}.resnets.{j}", resnet)
             yield from _attention_rules(f"output_blocks.{n}.1", f"{ours}.attentions.{j}", attend, new_attention_order)
             n += 1
-        place = 1 if isinstance(block.attentions[-1], NoAttention) else 2
-        for upsample in block.upsamplers:
+        place = 1 if isinstance(up.attentions[-1], NoAttention) else 2
+        for upsample in up.upsamplers:
             yield from _layer_rules(f"output_blocks.{n - 1}.{place}", f"{ours}.upsamplers.0", upsample, conv="conv")
 
     yield Rule("out.0", "conv_norm_out")
@@ -188,12 +190,13 @@ def _autoencoder_rules(autoencoder: AutoencoderKL | VQModel) -> Iterator[Rule]:
         yield from _pixel_attention_rules(f"{half}.mid.attn_1", f"{half}.mid_block.attentions.0")
         yield from _pixel_resnet_rules(f"{half}.mid.block_2", f"{half}.mid_block.resnets.1")
 
-    for i, block in enumerate(autoencoder.encoder.down_blocks):
+    for i, block in enumerate(cast(Iterable[encoder.DownBlock], autoencoder.encoder.down_blocks)):
         yield from _pixel_level_rules(f"encoder.down.{i}", f"encoder.down_blocks.{i}", block.resnets)
         yield Rule(f"encoder.down.{i}.downsample.conv", f"encoder.down_blocks.{i}.downsamplers.0.conv")
     last = len(autoencoder.decoder.up_blocks) - 1
-    for i, block in enumerate(autoencoder.decoder.up_blocks):  # the original counts from the full resolution
-        yield from _pixel_level_rules(f"decoder.up.{last - i}", f"decoder.up_blocks.{i}", block.resnets)
+    # the original counts both from the full resolution
+    for i, up in enumerate(cast(Iterable[encoder.UpBlock], autoencoder.decoder.up_blocks)):
+        yield from _pixel_level_rules(f"decoder.up.{last - i}", f"decoder.up_blocks.{i}", up.resnets)
         yield Rule(f"decoder.up.{last - i}.upsample.conv", f"decoder.up_blocks.{i}.upsamplers.0.conv")
 
 

@@ -85,7 +85,7 @@ def _class_params(original: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def autoencoder_params(original: Mapping[str, Any]) -> dict[str, Any]:
-    """Params of AutoencoderKL or VQModel (`ddconfig`, `embed_dim`, and `n_embed` of the latter) -> ours, less the scale.
+    """Params of AutoencoderKL or VQModel (`ddconfig`, `embed_dim`, the latter's `n_embed`) -> ours, less the scale.
 
     The scale of the latents stands elsewhere in an original config: `scale_factor` of its LatentDiffusion.
     """

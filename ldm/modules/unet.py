@@ -184,6 +184,7 @@ class UNet(nn.Module):
             transformer_norm_eps,
         )
         self.in_channels, self.out_channels, self.context_dim = in_channels, out_channels, context_dim
+        self.skips_per_level = n + 1
         self.num_classes, self.y_dim = num_classes, y_dim
         self.flip_sin_to_cos, self.freq_shift = flip_sin_to_cos, freq_shift
 
@@ -249,8 +250,7 @@ class UNet(nn.Module):
 
         # up: give back what was kept, last first
         for block in self.up_blocks:
-            n = len(block.resnets)
-            skips, own = skips[:-n], skips[-n:]
+            skips, own = skips[: -self.skips_per_level], skips[-self.skips_per_level :]
             size = skips[-1].shape[2:] if skips else None
             x = block(x, own, emb, context, size)  # (B, C_level, h / 2^level, w / 2^level), then doubled
 
