@@ -70,10 +70,13 @@ class Output:
         """Save the grid, and say where everything is."""
         if len(self._for_grid) > 1:
             self._save_grid()
-        for kind, paths in (("picture", self.paths), ("steps", self.sheets), ("grid", self.grids)):
+        for one, many, paths in (
+            ("picture", "pictures", self.paths),
+            ("how it came to be", "sheets of how they came to be", self.sheets),
+            ("grid", "grids", self.grids),
+        ):
             if paths:
-                span = str(paths[0]) if len(paths) == 1 else f"{paths[0]} … {paths[-1]}"
-                print(f"{kind}: {span}" if len(paths) == 1 else f"{len(paths)} {kind.removesuffix('s')}s: {span}")
+                print(f"{one}: {paths[0]}" if len(paths) == 1 else f"{len(paths)} {many}: {paths[0]} … {paths[-1]}")
         if not self.paths and not self.grids:
             print("nothing was saved")
 
@@ -101,8 +104,8 @@ class Bar:
             desc=f"step 0/{settings.sampled_steps}",
             bar_format="{desc} |{bar}| {elapsed} gone, {remaining} left{postfix}",
             dynamic_ncols=True,
-            postfix={"images": f"0/{len(items)}"},
         )
+        self._bar.set_postfix_str(f"images 0/{self._total}")
 
     def step(self, progress: Progress) -> None:
         self._bar.set_description_str(f"step {progress.step.i + 1}/{progress.steps}", refresh=False)
