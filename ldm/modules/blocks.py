@@ -26,8 +26,9 @@ def timestep_embedding(
     if dim % 2:
         raise ValueError(f"a timestep embedding has as many sines as cosines; {dim} is odd: choose an even width")
     half = dim // 2
-    exponents = torch.arange(half, dtype=torch.float32, device=t.device) / (half - freq_shift)
-    angles = t.float()[:, None] * torch.exp(-math.log(max_period) * exponents)  # (B, dim/2)
+    steps = torch.arange(half, dtype=torch.float32, device=t.device)
+    frequencies = torch.exp(-math.log(max_period) * steps / (half - freq_shift))  # (dim/2,)
+    angles = t.float()[:, None] * frequencies  # (B, dim/2)
     waves = (angles.cos(), angles.sin()) if flip_sin_to_cos else (angles.sin(), angles.cos())
     return torch.cat(waves, dim=1)  # (B, dim)
 
