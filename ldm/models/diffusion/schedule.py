@@ -86,10 +86,10 @@ class NoiseSchedule:
 
         Any shape and device; float64 for float64 t, else float32.
         """
-        t = t.to(torch.promote_types(t.dtype, torch.float32))
-        log_sigmas = _like(self.sigmas.log(), t)
-        low = t.floor().long().clamp(0, self.num_timesteps - 2)
-        return torch.lerp(log_sigmas[low], log_sigmas[low + 1], (t - low).clamp(0, 1)).exp()
+        t = t.to(torch.promote_types(t.dtype, torch.float32)).clamp(0, self.num_timesteps - 1)
+        sigmas, low = _like(self.sigmas, t), t.floor().long()
+        above = sigmas[(low + 1).clamp(max=self.num_timesteps - 1)]
+        return sigmas[low] * (above / sigmas[low]) ** (t - low)  # exact at whole timesteps
 
     def sigma_to_t(self, sigma: Tensor) -> Tensor:
         """The inverse of t_to_sigma, fractional; sigma below the first level is t = 0, above the last t = T - 1."""

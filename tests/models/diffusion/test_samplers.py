@@ -1,0 +1,337 @@
+from __future__ import annotations
+
+import inspect
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from ldm.models.diffusion import (
+    SAMPLERS,
+    SPACINGS,
+    Conditioning,
+    NoiseSchedule,
+    ddim,
+    ddim_invert,
+    ddpm,
+    guided,
+    masked,
+)
+from ldm.models.diffusion.step import intervals, move, split
+
+SCHEDULE = NoiseSchedule()
+
+
+def no_noise(x: Tensor, sigma: float, sigma_next: float) -> Tensor:
+    raise AssertionError("noise was drawn where it would be multiplied by zero")
+
+
+class Noise:
+    """The draws of the golden runs, in order, and a record of the intervals."""
+
+    def __init__(self, normal) -> None:
+        self.normal, self.asked = normal, []
+
+    def __call__(self, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
+        self.asked.append((sigma, sigma_next))
+        return self.normal(f"noise.{len(self.asked) - 1}", tuple(x.shape)).to(x.dtype)
+
+
+# Agreement with other implementations -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sigmas", ["karras.10", "normal.20"])
+@pytest.mark.parametrize(("name", "eta"), [("euler", 0.0), ("euler_ancestral", 1.0)])
+def test_ddim_is_k_diffusions_euler_or_ancestral_euler(name, eta, sigmas, golden, mixture, normal, error, last):
+    tables = golden("samplers-k-diffusion")
+    levels = tables[f"sigmas.{sigmas}"]
+    x = last(ddim(mixture, normal("x") * levels[0], levels, noise=Noise(normal), eta=eta))
+    assert error(x, tables[f"{name}.{sigmas}"]) < 1e-9
+
+
+@pytest.mark.parametrize("suffix", ["", ".v"])
+@pytest.mark.parametrize(
+    ("name", "spacing", "n"), [("leading1", "uniform", 10), ("leading1", "uniform", 50), ("trailing", "trailing", 10)]
+)
+def test_ddim_is_diffusers_ddim(name, spacing, n, suffix, golden, mixture, normal, error, last):
+    sigmas = SPACINGS[spacing](SCHEDULE, n)
+    if name == "leading1":  # there, and in the original code, the last step goes to the first training level, not to 0
+        sigmas[-1] = SCHEDULE.sigmas[0]
+    x = last(ddim(mixture, normal("x") * (1 + sigmas[0] ** 2).sqrt(), sigmas, noise=no_noise))
+    vp = x / (1 + sigmas[-1] ** 2).sqrt()
+    assert error(vp, golden("samplers-diffusers")[f"ddim.{name}.{n}{suffix}"]) < 1e-5
+
+
+@pytest.mark.parametrize("table", [f"{how}.{n}" for how in ("uniform", "quad") for n in (1, 4, 7, 20, 50, 250)])
+def test_tables_of_the_original_ddim(table, golden):
+    tables = {key.removeprefix(f"ddim.{table}."): value for key, value in golden("schedules").items()}
+    t = tables["timesteps"].long()
+    before = torch.cat([torch.zeros(1, dtype=torch.long), t[:-1]])
+    for name, expected in (("alphas", t), ("alphas_prev", before)):
+        ours = 1 / (1 + SCHEDULE.sigmas[expected] ** 2)
+        torch.testing.assert_close(ours, tables[name].double(), rtol=1.2e-7, atol=0)
+    for eta in (0.0, 1.0):
+        pairs = zip(SCHEDULE.sigmas[t].tolist(), SCHEDULE.sigmas[before].tolist(), strict=True)
+        up = [split(sigma, sigma_next, eta)[1] for sigma, sigma_next in pairs]
+        ours = torch.tensor(up, dtype=torch.float64) * SCHEDULE.alphas_cumprod[before].sqrt()
+        torch.testing.assert_close(ours, tables[f"eta{eta:.0f}.sigmas"].double(), rtol=1e-6, atol=1e-9)
+
+
+# Agreement with the papers ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_ddim_is_equation_12_in_vp_coordinates(eta, mixture, normal, error, last):
+    sigmas = SPACINGS["trailing"](SCHEDULE, 12)
+    start, noise = normal("x"), Noise(normal)
+    ours = last(ddim(mixture, start * (1 + sigmas[0] ** 2).sqrt(), sigmas, noise=Noise(normal), eta=eta))
+    x = start
+    for a, a_next in pairwise(1 / (1 + sigmas**2)):  # alphas_cumprod
+        z = mixture(x / a.sqrt(), ((1 - a) / a).sqrt())
+        eps = (x - a.sqrt() * z) / (1 - a).sqrt()
+        up = eta * ((1 - a_next) / (1 - a)).sqrt() * (1 - a / a_next).sqrt()
+        x = a_next.sqrt() * z + (1 - a_next - up**2).clamp(min=0).sqrt() * eps
+        if up > 0:
+            x = x + up * noise(x, 0, 0)
+    assert error(ours, x) < 1e-12
+
+
+def test_ddpm_draws_from_the_posterior_of_equation_7(mixture, normal, error, last):
+    sigmas = torch.cat([SCHEDULE.sigmas[:30].flip(0), torch.zeros(1)])  # the last 30 of all training levels
+    start, noise = normal("x"), Noise(normal)
+    ours = last(ddpm(mixture, start * (1 + sigmas[0] ** 2).sqrt(), sigmas, noise=Noise(normal)))
+    x = start
+    for t in reversed(range(30)):
+        beta, a = SCHEDULE.betas[t], SCHEDULE.alphas_cumprod[t]
+        before = SCHEDULE.alphas_cumprod[t - 1] if t > 0 else torch.ones(())
+        z = mixture(x / a.sqrt(), SCHEDULE.sigmas[t])
+        mean = (before.sqrt() * beta * z + (1 - beta).sqrt() * (1 - before) * x) / (1 - a)
+        x = mean + (beta * (1 - before) / (1 - a)).sqrt() * noise(x, 0, 0) if t > 0 else mean
+    assert error(ours, x) < 1e-12
+
+
+def test_split_keeps_the_variance_and_allows_any_eta():
+    for eta in (0.0, 0.5, 1.0, 7.0):
+        down, up = split(3.0, 2.0, eta)
+        assert math.hypot(down, up) == pytest.approx(2.0, rel=1e-14)
+    assert split(3.0, 2.0, 0.0) == (2.0, 0.0)
+    assert split(3.0, 2.0, 7.0) == (0.0, 2.0)
+    assert split(3.0, 0.0, 1.0) == (0.0, 0.0)
+
+
+def test_ddim_is_of_first_order(golden, mixture, normal, error, last):
+    tables = golden("samplers-k-diffusion")
+    top, bottom = tables["sigmas.normal.10"][0], tables["sigmas.normal.10"][-2]
+    errors = []
+    for n in (80, 160, 320):
+        sigmas = torch.cat([torch.linspace(top**0.2, bottom**0.2, n, dtype=torch.float64) ** 5, torch.zeros(1)])
+        x = last(ddim(mixture, normal("x") * top, sigmas, noise=no_noise))
+        errors.append(error(x, tables["ode_solution.to_sigma_min_then_zero"]))
+    orders = [math.log2(a / b) for a, b in pairwise(errors)]
+    assert min(orders) > 0.9, orders
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_variance_of_samples_of_a_gaussian(eta, last):
+    """Data of standard deviation 1/2: what 20 steps make of it is known exactly, and 1000 steps make it right."""
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        return x * 0.25 / (0.25 + sigma**2)
+
+    def predicted(sigmas: Tensor) -> float:
+        variance = float(sigmas[0]) ** 2
+        for sigma, sigma_next in pairwise(sigmas.tolist()):
+            down, up = split(sigma, sigma_next, eta)
+            keep = 0.25 / (0.25 + sigma**2)
+            variance = (keep + down / sigma * (1 - keep)) ** 2 * variance + up**2
+        return variance
+
+    generator = torch.Generator().manual_seed(0)
+    count, sigmas = 100_000, SPACINGS["trailing"](SCHEDULE, 20)
+    draw = lambda *_: torch.randn(count, 1, 1, 1, generator=generator, dtype=torch.float64)  # noqa: E731
+    x = last(ddim(denoise, draw() * sigmas[0], sigmas, noise=draw, eta=eta))
+    expected = predicted(sigmas)
+    assert abs(x.mean()) < 4 * (expected / count) ** 0.5
+    assert abs(x.var() - expected) < 4 * expected * (2 / count) ** 0.5
+    assert predicted(SPACINGS["trailing"](SCHEDULE, 1000)) == pytest.approx(0.25, rel=0.02)
+
+
+# The contract of a sampler ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_table(name):
+    function, spacing = SAMPLERS[name]
+    parameters = inspect.signature(function).parameters
+    assert spacing in SPACINGS
+    assert list(parameters)[:3] == ["denoise", "x", "sigmas"]
+    assert parameters["eta"].default == {"ddim": 0.0, "ddpm": 1.0}[name]
+    assert parameters["noise"].kind == parameters["eta"].kind == inspect.Parameter.KEYWORD_ONLY
+
+
+def test_n_steps_and_n_calls_for_every_n():
+    calls = 0
+
+    def denoise(x: float, sigma: Tensor) -> float:
+        nonlocal calls
+        calls += 1
+        return x
+
+    for n in range(1, 1001):  # half a million steps: a number for x makes them cheap, and is all that a sampler needs
+        calls, sigmas = 0, SPACINGS["uniform"](SCHEDULE, n)
+        assert sum(1 for _ in ddim(denoise, 1.0, sigmas, noise=no_noise)) == calls == n
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("n", [*range(1, 31), 100, 333, 999, 1000])
+def test_what_is_asked_of_denoise_and_noise(name, n):
+    sampler, spacing = SAMPLERS[name]
+    calls, draws, sigmas = [], [], SPACINGS[spacing](SCHEDULE, n)
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        calls.append(sigma)
+        return x / (1 + sigma**2)
+
+    def noise(x: Tensor, sigma: float, sigma_next: float) -> Tensor:
+        draws.append((sigma, sigma_next))
+        return torch.zeros_like(x)
+
+    steps = list(sampler(denoise, torch.ones(1), sigmas, noise=noise))
+    assert [step.i for step in steps] == list(range(n))
+    assert [step.sigma for step in steps] == sigmas[1:].tolist()
+    assert torch.equal(torch.stack(calls), sigmas[:-1])
+    assert draws == ([] if name == "ddim" else list(pairwise(sigmas.tolist()))[:-1])  # none for the step to 0
+    assert bool(torch.isfinite(steps[-1].x))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_last_step_is_the_last_estimate(name, mixture, normal):
+    x, sigmas = normal("x") * 14, SPACINGS["trailing"](SCHEDULE, 5)
+    steps = list(SAMPLERS[name][0](mixture, x, sigmas, noise=Noise(normal)))
+    assert torch.equal(steps[-1].x, steps[-1].x0)
+    for before, step in pairwise(steps):
+        assert torch.equal(step.x0, mixture(before.x, before.sigma))  # x0 is made from the state before
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_pure_and_lazy(name, mixture, normal):
+    x, sigmas = normal("x") * 14, SPACINGS["trailing"](SCHEDULE, 5)
+    before, levels, calls = x.clone(), sigmas.clone(), []
+    run = lambda: SAMPLERS[name][0](  # noqa: E731
+        lambda x, sigma: calls.append(sigma) or mixture(x, sigma), x, sigmas, noise=Noise(normal)
+    )
+    steps = run()
+    assert not calls
+    next(steps)
+    assert len(calls) == 1  # the caller may stop here
+    first, second = list(run()), list(run())
+    assert all(torch.equal(a.x, b.x) for a, b in zip(first, second, strict=True))
+    assert len({step.x.data_ptr() for step in first}) == 5  # a kept step is never overwritten
+    assert torch.equal(x, before)
+    assert torch.equal(sigmas, levels)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_resuming_from_a_step(name, mixture, normal, last):
+    sampler, x, sigmas = SAMPLERS[name][0], normal("x") * 14, SPACINGS["uniform"](SCHEDULE, 6)
+    noise = lambda x, sigma, sigma_next: normal(f"{sigma:.4f}")  # noqa: E731
+    steps = list(sampler(mixture, x, sigmas, noise=noise))
+    assert torch.equal(last(sampler(mixture, steps[2].x, sigmas[3:], noise=noise)), steps[-1].x)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_float32_in_float32_out(name, mixture, normal, error, last):
+    x, sigmas = normal("x") * 14, SPACINGS["trailing"](SCHEDULE, 20)
+    single = last(SAMPLERS[name][0](mixture, x.float(), sigmas, noise=Noise(normal)))
+    assert single.dtype == torch.float32
+    assert error(single.double(), last(SAMPLERS[name][0](mixture, x, sigmas, noise=Noise(normal)))) < 1e-4
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_gradients_agree_with_finite_differences(name, mixture, normal, last):
+    sigmas = SPACINGS["trailing"](SCHEDULE, 5)
+    shift, x = normal("shift", (1, 4, 8, 8)) * 0.1, normal("x", (1, 4, 8, 8)) * sigmas[0]
+
+    def result(x: Tensor, shift: Tensor) -> Tensor:
+        denoise = lambda x, sigma: mixture(x + shift, sigma)  # noqa: E731
+        return last(SAMPLERS[name][0](denoise, x, sigmas, noise=Noise(normal)))
+
+    assert torch.autograd.gradcheck(result, (x.requires_grad_(), shift.requires_grad_()), fast_mode=True)
+
+
+def test_no_digits_are_lost_at_zero_snr(mixture, normal, error, last):
+    sigmas = SPACINGS["trailing"](NoiseSchedule(zero_terminal_snr=True), 20)
+    x = normal("x") * sigmas[0]
+    double, single = (last(ddim(mixture, x.to(d), sigmas, noise=no_noise)) for d in (torch.float64, torch.float32))
+    assert float(sigmas[0]) == 65536
+    assert error(single.double(), double) < 1e-4
+    exact = move(x, mixture(x, sigmas[0]), float(sigmas[0]), float(sigmas[1]))
+    limit = mixture(x, sigmas[0]) + sigmas[1] * normal("x")  # sigma → infinity, where x / sigma is the noise itself
+    assert error(exact, limit) < 1e-4
+
+
+@pytest.mark.parametrize("values", [[1.0], [0.0], [1.0, 1.0, 0.0], [1.0, 2.0], [1.0, -1.0], [math.nan, 0.0]])
+def test_sigmas_must_fall(values):
+    with pytest.raises(ValueError, match="sigmas must fall strictly"):
+        intervals(torch.tensor(values))
+
+
+# Inversion, guidance and masks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spacing", ["uniform", "linspace"])
+def test_a_round_trip_through_inversion_errs_by_one_over_n(spacing, mixture, normal, error, last):
+    z = torch.stack([normal(f"mixture.mean.{k}", (4, 8, 8)) for k in (0, 2)]) + normal("z") / 2
+    errors = []
+    for n in (50, 100, 200):
+        sigmas = SPACINGS[spacing](SCHEDULE, n)
+        up = list(ddim_invert(mixture, z, sigmas))
+        assert [step.sigma for step in up] == sigmas[:-1].flip(0).tolist()
+        errors.append(error(last(ddim(mixture, up[-1].x, sigmas, noise=no_noise)), z))
+    assert errors[0] < 0.05
+    for a, b in pairwise(errors):
+        assert 1.8 < a / b < 2.2, errors
+
+
+def test_inversion_finds_noise(mixture, normal, last):
+    z = torch.stack([normal(f"mixture.mean.{k}", (4, 8, 8)) for k in (0, 2)]) + normal("z") / 2
+    sigmas = SPACINGS["trailing"](SCHEDULE, 200)
+    before = z.clone()
+    noise = last(ddim_invert(mixture, z, sigmas)) / sigmas[0]
+    assert torch.equal(z, before)
+    assert 0.9 < noise.std() < 1.1
+    assert abs(noise.mean()) < 0.1
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_outside_the_mask_is_z_exactly(eta, mixture, normal, last):
+    sigmas, z = SPACINGS["uniform"](SCHEDULE, 10), normal("z").float()
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., :4] = 1
+    x = SCHEDULE.add_noise(z, normal("n").float(), sigmas[0])
+    steps = list(ddim(masked(mixture, z, mask), x, sigmas, noise=Noise(normal), eta=eta))
+    assert torch.equal(steps[-1].x[..., 4:], z[..., 4:])
+    inside = mixture(steps[-2].x, sigmas[-2])
+    assert torch.equal(steps[-1].x[..., :4], inside[..., :4])
+    assert (steps[-1].x[..., :4] - z[..., :4]).abs().mean() > 0.1
+    if eta == 0:  # on the way it stays on z + sigma * noise
+        for step in steps:
+            expected = SCHEDULE.add_noise(z, normal("n").float(), torch.tensor(step.sigma))
+            torch.testing.assert_close(step.x[..., 4:], expected[..., 4:], rtol=1e-5, atol=1e-5)
+
+
+def test_a_soft_mask_blends(mixture, normal):
+    x, z = normal("x") * 3, normal("z")
+    half = masked(mixture, z, torch.tensor(0.5, dtype=torch.float64))(x, torch.tensor(3.0))
+    torch.testing.assert_close(half, (mixture(x, 3.0) + z) / 2)
+
+
+def test_samplers_do_not_hear_of_guidance(mixture, normal, error, last):
+    denoiser = lambda x, sigma, cond: mixture(x, sigma) + cond.context[:, :, None, None]  # noqa: E731
+    cond, uncond = Conditioning(torch.full((2, 1), 0.5)), Conditioning(torch.zeros(2, 1))
+    x, sigmas = normal("x") * 14, SPACINGS["trailing"](SCHEDULE, 5)
+    ours = last(ddim(guided(denoiser, cond, uncond, 3.0), x, sigmas, noise=no_noise))
+    plain = last(ddim(lambda x, sigma: mixture(x, sigma) + 1.5, x, sigmas, noise=no_noise))
+    assert error(ours, plain) < 1e-12
