@@ -1,6 +1,6 @@
 """YAML -> checked tree -> objects, through a closed registry of classes.
 
-A node is `{target: NAME, params: {...}}`. NAME is a key of the registry and is never imported, so a config file cannot run code.
+A node is `{target: NAME, params: {...}}`. NAME is a key of the registry and is never imported: a config runs no code.
 Params are compared with the constructor's annotated signature before anything is built, nested nodes included.
 """
 
@@ -18,15 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
+from ldm.config_file import ConfigError, load_config, parse_config
+
+__all__ = ["ConfigError", "build", "check", "load_config", "load_plugin", "parse_config", "register", "registered"]
+
 C = TypeVar("C", bound=type)
 
 _REGISTRY: dict[str, type] = {}
 _ALIASES: set[str] = set()
-_MAX_BYTES = 1 << 20  # a config is text that somebody wrote; a megabyte is none
-
-
-class ConfigError(ValueError):
-    """A config that cannot be built. The message has one line per fault: YAML path, value, nearest known name."""
 
 
 @dataclass(frozen=True)
@@ -77,81 +76,11 @@ def load_plugin(path: str | Path) -> types.ModuleType:
     return module
 
 
-# --- reading -----------------------------------------------------------------------------------------------------
-
-
-def load_config(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file into plain dicts, lists and scalars.
-
-    `1e-4` is a number and a duplicate key is an error. `${a.b}` stands for the scalar at `a.b`; resolvers such as `${oc.env:…}`
-    and YAML anchors are refused, so a file neither reads its surroundings nor grows when it is expanded.
-    """
-    path = Path(path)
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ConfigError(f"{path}: larger than {_MAX_BYTES} bytes, which is no config")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as a config ({error}); give the path of a YAML file") from error
-    return parse_config(text, str(path))
-
-
-def parse_config(text: str, source: str = "config") -> dict[str, Any]:
-    """The same from a string; `source` names it in errors."""
-    import io
-
-    import yaml
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ConfigError(f"{source}: YAML anchors are not read; write the value again, or ${{path.to.it}}")
-        tree = OmegaConf.load(io.StringIO(text))
-        if not OmegaConf.is_dict(tree):
-            raise ConfigError(f"{source}: expected a mapping with `target` and `params` at the top")
-        _check_interpolations(OmegaConf.to_container(tree, resolve=False), source)
-        plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
-    except (yaml.YAMLError, OmegaConfBaseException, RecursionError, OSError) as error:
-        raise ConfigError(f"{source}: not readable as YAML: {' '.join(str(error).split())}") from error
-    assert isinstance(plain, dict)
-    return typing.cast("dict[str, Any]", plain)
-
-
-def _check_interpolations(raw: Any, source: str) -> None:
-    """Refuse every `${` that is not exactly one `${dotted.path}` to a scalar. Nothing is resolved before all have been looked at."""
-    import re
-
-    targets: list[tuple[str, str]] = []
-
-    def visit(value: Any, path: str) -> None:
-        if isinstance(value, dict):
-            for key, child in value.items():
-                visit(str(key), path)
-                visit(child, _join(path, str(key)))
-        elif isinstance(value, list):
-            for index, child in enumerate(value):
-                visit(child, f"{path}[{index}]")
-        elif isinstance(value, str) and "${" in value:
-            match = re.fullmatch(r"\$\{(\w+(?:\.\w+)*)\}", value)
-            if match is None:
-                raise ConfigError(f"{source}: {path}: {value!r} is refused; only ${{path.to.a.value}} is read")
-            targets.append((path, match[1]))
-
-    visit(raw, "")
-    for path, target in targets:
-        found: Any = raw
-        for key in target.split("."):
-            found = found.get(key) if isinstance(found, dict) else None
-        if found is None or isinstance(found, (dict, list)):
-            raise ConfigError(f"{source}: {path}: ${{{target}}} is not the path of a single value")
-
-
 # --- checking ----------------------------------------------------------------------------------------------------
 
 
 def check(tree: Mapping[str, Any], source: str = "config", expected: Any = Any) -> None:
-    """Compare a tree with the registry and the constructors' signatures; one ConfigError lists every fault. Builds nothing."""
+    """Compare a tree with the registry and the constructors' signatures, building nothing; one ConfigError lists all."""
     _plan_checked(tree, source, expected)
 
 
@@ -181,7 +110,7 @@ def _plan_checked(tree: Any, source: str, expected: Any) -> Any:
 
 
 def _plan(value: Any, wanted: Any, path: str, faults: list[str]) -> Any:
-    """`value` as the annotation `wanted` has it (list -> tuple, int -> float, node -> _Call); faults are appended."""
+    """`value` as the annotation has it: list -> tuple, int -> float, node -> _Call. Faults are appended."""
     origin, args = typing.get_origin(wanted), typing.get_args(wanted)
     if origin is typing.Annotated:
         return _plan(value, args[0], path, faults)
@@ -226,9 +155,8 @@ def _plan_node(node: Mapping[str, Any], wanted: Any, path: str, faults: list[str
     """A `{target, params}` mapping: known name, fitting class, and params that fit its constructor."""
     for key in node:
         if key not in ("target", "params"):
-            faults.append(
-                f"{_join(path, str(key))}: unknown key{_nearest(str(key), ['target', 'params'])}; a node has `target` and `params`"
-            )
+            near = _nearest(str(key), ["target", "params"])
+            faults.append(f"{_join(path, str(key))}: unknown key{near}; a node has `target` and `params`")
     try:
         cls = registered(node["target"])
     except ConfigError as error:
@@ -249,7 +177,7 @@ def _plan_node(node: Mapping[str, Any], wanted: Any, path: str, faults: list[str
 def _plan_params(cls: type, params: Mapping[str, Any], path: str, faults: list[str]) -> dict[str, Any]:
     accepted = inspect.signature(cls).parameters
     try:
-        hints = typing.get_type_hints(cls.__init__)
+        hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
     except NameError:  # an annotation imported for type checkers only: these values cannot be checked
         hints = {}
     named = {n: p for n, p in accepted.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
@@ -287,7 +215,9 @@ def _plan_sequence(value: Any, kind: type, args: tuple[Any, ...], wanted: Any, p
         faults.append(f"{path}: expected {_name(wanted)}, found {len(value)} values: {_shown(value)}")
         return value
     each = args if fixed else [args[0] if args else Any] * len(value)
-    items = [_plan(child, inner, f"{path}[{i}]", faults) for i, (child, inner) in enumerate(zip(value, each))]
+    items = [
+        _plan(child, inner, f"{path}[{i}]", faults) for i, (child, inner) in enumerate(zip(value, each, strict=True))
+    ]
     return items if kind is list else tuple(items)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.checkpoint import single_file
-from ldm.checkpoint.read import CheckpointError, read
+from ldm.checkpoint.read import CheckpointError, Weights, read
 from ldm.config import ConfigError, build, load_config, parse_config
 from ldm.files import atomic
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -36,14 +36,11 @@ def load(
 
     config: a YAML file, the name of one in configs/, or its tree; None takes the one stored in the file.
     dtype: of the networks, whatever the file stores; None is float32. `autoencoder_dtype`: None is `dtype`.
-    Raises CheckpointError or ConfigError (both ValueErrors): every weight of the model must be in the file, and no other.
+    Raises CheckpointError or ConfigError, both ValueErrors. The file must hold every weight of the model and no other.
     """
     path = PACKAGE / "assets" / f"{name_or_path}.safetensors" if name_or_path in SHIPPED else Path(name_or_path)
     weights = read(path)
-    if config is None and "config" in weights.metadata:
-        tree, source = parse_config(weights.metadata["config"], f"{path} (its config)"), "the config it carries"
-    else:
-        tree, source = _config_tree(config if config is not None else str(name_or_path), path)
+    tree, source = _carried_config(weights, path) if config is None else _config_tree(config)
     with torch.device("meta"):
         model = build(tree, source, expected=LatentDiffusion)
     assert isinstance(model, LatentDiffusion)
@@ -104,22 +101,26 @@ def fill(
 # --- configs -----------------------------------------------------------------------------------------------------
 
 
-def _config_tree(config: str | Path | Mapping[str, Any], path: Path) -> tuple[Mapping[str, Any], str]:
-    """(tree, what to call it in errors)."""
+def _carried_config(weights: Weights, path: Path) -> tuple[Mapping[str, Any], str]:
+    """The tree in the file's metadata, and what to call it in errors."""
+    if "config" not in weights.metadata:
+        raise ConfigError(f"{path} carries no config; give one: {_choices()}")
+    return parse_config(weights.metadata["config"], f"{path} (its config)"), "the config it carries"
+
+
+def _config_tree(config: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
+    """The tree of a given config, and what to call it in errors."""
     if isinstance(config, Mapping):
         return config, "the given config"
-    shipped = CONFIGS / f"{config}.yaml"
     if str(config) in _shipped_configs():
-        return load_config(shipped), f"configs/{shipped.name}"
-    if str(config) == str(path):  # no config was given: the name of the file is all there is
-        raise ConfigError(
-            f"{path} carries no config; give one of {', '.join(_shipped_configs())}, or the path of a YAML file"
-        )
+        return load_config(CONFIGS / f"{config}.yaml"), f"configs/{config}.yaml"
     if not Path(config).is_file():
-        raise ConfigError(
-            f"no config {str(config)!r}; give one of {', '.join(_shipped_configs())}, or the path of a YAML file"
-        )
+        raise ConfigError(f"no config {str(config)!r}; give {_choices()}")
     return load_config(config), str(config)
+
+
+def _choices() -> str:
+    return f"{', '.join(_shipped_configs())}, or the path of a YAML file"
 
 
 def _shipped_configs() -> list[str]:

@@ -141,10 +141,7 @@ def _harmless() -> list[Any]:
 
     return [
         (_Ignored, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
-        (
-            np.core.multiarray.scalar if np.__version__ < "2" else np._core.multiarray.scalar,
-            "numpy.core.multiarray.scalar",
-        ),
+        (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),  # numpy 2 has moved it
         np.dtype,
         type(np.dtype(np.float64)),
         _codecs.encode,

@@ -21,8 +21,10 @@ def is_original(names: Iterable[str]) -> bool:
 
 
 def to_internal(tensors: Mapping[str, Tensor], model: LatentDiffusion) -> dict[str, Tensor]:
-    """An original file's tensors -> the names of `model`. Names without a dot are constants of the noise schedule and dropped;
-    unknown ones are kept, for a strict load to report."""
+    """An original file's tensors -> the names of `model`. Unknown names are kept, for a strict load to report.
+
+    Names without a dot are constants of the noise schedule, which the config tells; they are dropped.
+    """
     parts: dict[str, dict[str, Tensor]] = {part: {} for part in PREFIXES}
     out: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -43,7 +45,10 @@ def to_internal(tensors: Mapping[str, Tensor], model: LatentDiffusion) -> dict[s
 
 
 def to_original(model: LatentDiffusion, *, text_prefix: str) -> dict[str, Tensor]:
-    """The inverse, for CLIP towers: `text_prefix` "transformer." gives SD 1's names (Hugging Face's), "model." SD 2's (open_clip's)."""
+    """The inverse, for models with a CLIP tower.
+
+    text_prefix: "transformer." for SD 1's names of it (Hugging Face's), "model." for SD 2's (open_clip's).
+    """
     tower = {name.removeprefix("tower."): tensor for name, tensor in model.text_encoder.state_dict().items()}
     renamed = {
         "unet": keys.to_original(model.unet.state_dict(), model.unet),

@@ -27,8 +27,9 @@ NOT_WEIGHTS = {"attn_mask", "logit_scale", "text_model.embeddings.position_ids"}
 def to_memory(tensors: Tensors, keep_projection: bool) -> Tensors:
     """Names of a published text encoder, without the file's own prefix (`cond_stage_model.`, …) -> names in memory.
 
-    Understands `transformer.text_model.…` (SD 1), `text_model.…` and bare `embeddings.…` (Hugging Face), `model.…` (SD 2)
-    and a class embedder's `embedding.…`. CLIP's projection serves pooled outputs only; `keep_projection` False drops it.
+    Understands `transformer.text_model.…` (SD 1), `text_model.…` and bare `embeddings.…` (Hugging Face), `model.…`
+    (SD 2) and a class embedder's `embedding.…`. CLIP's projection serves pooled outputs only; `keep_projection` False
+    drops it.
     """
     bare = {
         re.sub(r"^(transformer\.(?=text_model|embeddings|encoder|final)|model\.)", "", k): v for k, v in tensors.items()
@@ -43,7 +44,7 @@ def to_memory(tensors: Tensors, keep_projection: bool) -> Tensors:
 
 
 def from_hugging_face(tensors: Tensors) -> Tensors:
-    """`CLIPTextModel(WithProjection)` names -> open_clip's: q, k, v are joined into one matrix, the projection transposed."""
+    """`CLIPTextModel(WithProjection)` names -> open_clip's: q, k, v become one matrix, the projection is transposed."""
     renamed = dict(tensors)
     for key in tensors:
         match = re.fullmatch(r"(text_model\.encoder\.layers\.\d+)\.self_attn\.q_proj\.(weight|bias)", key)
@@ -62,7 +63,7 @@ def to_hugging_face(tensors: Tensors) -> Tensors:
         match = re.fullmatch(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)", key)
         if match:
             layer = f"text_model.encoder.layers.{match[1]}.self_attn"
-            renamed |= {f"{layer}.{name}_proj.{match[2]}": v for name, v in zip("qkv", value.chunk(3))}
+            renamed |= {f"{layer}.{name}_proj.{match[2]}": v for name, v in zip("qkv", value.chunk(3), strict=True)}
         elif key == PROJECTION:
             renamed[f"{PROJECTION}.weight"] = value.T.contiguous()
         else:

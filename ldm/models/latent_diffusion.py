@@ -1,4 +1,4 @@
-"""A latent diffusion model as its parts: network, autoencoder, text encoder, noise schedule. It neither samples nor trains."""
+"""A latent diffusion model as its parts. It neither samples nor trains."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ldm.modules import unet as _unet  # noqa: F401  (registers the networks a c
 class LatentDiffusion(nn.Module):
     """Rombach et al. 2022 (arXiv:2112.10752). `denoiser` is made of `unet`, `schedule` and what the network predicts.
 
-    `image_size` (pixels) and `guidance_scale` are the family's defaults; any size that is a multiple of the autoencoder's
-    downsample factor works.
+    `image_size` (pixels) and `guidance_scale` are the family's defaults; any size works that is a multiple of the
+    autoencoder's downsample factor.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class LatentDiffusion(nn.Module):
         return Conditioning(features.states)
 
     def encode(self, image: Tensor) -> Gaussian | Tensor:
-        """image (B, 3, H, W) in [-1, 1] -> scaled latents: their distribution, or for a VQModel a tensor. (B, C, h, w)"""
+        """image (B, 3, H, W) in [-1, 1] -> scaled latents (B, C, h, w): their distribution, or a VQModel's tensor."""
         return self.autoencoder.encode(image.to(next(self.autoencoder.parameters())))
 
     def decode(self, z: Tensor) -> Tensor:

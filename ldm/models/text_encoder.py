@@ -49,10 +49,11 @@ class TextEncoder(nn.Module):
 class OpenCLIPTextEncoder(TextEncoder):
     """open_clip's `TextTransformer`, alone: no image tower is ever allocated.
 
-    The tower is either one of open_clip's (`name`, e.g. "ViT-L-14-quickgelu") or given by `width`, `heads` and `layers`.
-    `layer` and `final_norm` choose the states: SD 1 last + norm, SD 2 penultimate + norm, SDXL penultimate without norm.
-    `pad_id` fills up the window: 49407 (end of text) for SD 1, 0 for SD 2. With `projection_dim`, `forward` also gives the
-    pooled vector: last layer, final norm, at the first end-of-text token, times `text_projection`.
+    name: one of open_clip's towers, e.g. "ViT-L-14-quickgelu"; otherwise give width, heads and layers.
+    layer, final_norm: which states. SD 1: last, normed; SD 2: penultimate, normed; SDXL: penultimate, not normed.
+    pad_id: fills up the window; 49407 (end of text) for SD 1, 0 for SD 2.
+    projection_dim: if given, `forward` also gives the pooled vector: the last layer's state after the final norm, at
+    the first end-of-text token, times `text_projection`.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class OpenCLIPTextEncoder(TextEncoder):
         final_norm: bool = True,
         pad_id: int = 0,
         projection_dim: int | None = None,
+        causal: bool = True,
     ) -> None:
         super().__init__()
         if name is not None:
@@ -91,29 +93,35 @@ class OpenCLIPTextEncoder(TextEncoder):
         )
         self.tower.attn_mask = None  # not in any file, and left on meta by a meta build: `forward` makes its own
         self.width, self.context_length, self.pad_id = width, context_length, pad_id
-        self.layer, self.final_norm = layer, final_norm
+        self.layer, self.final_norm, self.causal = layer, final_norm, causal
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Texts -> (B, context_length) int64: start, tokens (cut to fit), end, padding."""
         assert not isinstance(texts, str)
         rows = torch.full((len(texts), self.context_length), self.pad_id)  # (B, L)
-        for row, text in zip(rows, texts):
+        for row, text in zip(rows, texts, strict=True):
             ids = [START, *encode(text)[: self.context_length - 2], END]
             row[: len(ids)] = torch.tensor(ids)
         return rows
+
+    def mask(self, length: int, like: Tensor) -> Tensor | None:
+        """What is added to the attention scores, (L, L): minus infinity for what lies ahead."""
+        if not self.causal:
+            return None
+        return torch.full((length, length), float("-inf"), dtype=like.dtype, device=like.device).triu_(1)
 
     def forward(self, tokens: Tensor) -> TextFeatures:
         """(B, L) int64 -> states (B, L, width) and pooled (B, projection_dim) or None."""
         tower, length = self.tower, tokens.shape[1]
         x = tower.token_embedding(tokens) + tower.positional_embedding[:length]  # (B, L, width)
-        causal = torch.full((length, length), float("-inf"), dtype=x.dtype, device=x.device).triu_(1)
+        mask = self.mask(length, x)
 
         blocks = tower.transformer.resblocks
         for block in blocks[:-1]:
-            x = block(x, attn_mask=causal)
+            x = block(x, attn_mask=mask)
         penultimate = x
         if self.layer == "last" or tower.text_projection is not None:
-            x = blocks[-1](x, attn_mask=causal)
+            x = blocks[-1](x, attn_mask=mask)
 
         states = x if self.layer == "last" else penultimate
         states = tower.ln_final(states) if self.final_norm else states
@@ -129,8 +137,10 @@ class OpenCLIPTextEncoder(TextEncoder):
 
 @register("ClassEmbedder", "ldm.modules.encoders.modules.ClassEmbedder")
 class ClassEmbedder(TextEncoder):
-    """One learned vector per class, as a context of length 1. The prompt is the number of the class; "" is the last class,
-    which is trained as "no class"."""
+    """One learned vector per class, as a context of length 1.
+
+    The prompt is the number of the class; "" is the last class, which is trained as "no class".
+    """
 
     def __init__(self, num_classes: int, embed_dim: int) -> None:
         super().__init__()
@@ -139,7 +149,7 @@ class ClassEmbedder(TextEncoder):
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         last = self.embedding.num_embeddings - 1
         ids = [last if not text.strip() else int(text) if text.strip().isdecimal() else -1 for text in texts]
-        for text, i in zip(texts, ids):
+        for text, i in zip(texts, ids, strict=True):
             if not 0 <= i <= last:
                 raise ValueError(
                     f"the prompt of a class-conditional model is a class number from 0 to {last}, not {text!r}"
@@ -188,7 +198,7 @@ def _tokenizer() -> Any:
 
 
 def _published_tower(name: str) -> tuple[int, int, int, Literal["gelu", "quick_gelu"]]:
-    """(width, heads, layers, activation) of a tower from open_clip's own table; ValueError for an unknown or unusual one."""
+    """(width, heads, layers, activation) from open_clip's own table; ValueError for an unknown or unusual tower."""
     folder = _package_folder() / "model_configs"
     path = folder / f"{name}.json"
     if path.parent != folder or not path.is_file():
@@ -214,9 +224,9 @@ def _package_folder() -> Path:
 def _open_clip(name: Literal["transformer", "tokenizer"]) -> Any:
     """One file of open_clip, without the package around it.
 
-    `import open_clip` takes two to four seconds, for torchvision, timm, transformers and a hub client that a text tower never
-    touches; the two files alone take 0.3 s. They are loaded under a name of our own, so that a later `import open_clip` finds
-    nothing unusual. Should the files need more than they do today, the whole package is imported.
+    `import open_clip` takes two to four seconds, for torchvision, timm, transformers and a hub client that a text tower
+    never touches; the two files alone take 0.3 s. They are loaded under a name of our own, so that a later
+    `import open_clip` finds nothing unusual. Should they one day need more, the whole package is imported.
     """
     alias = "_open_clip_text"
     if alias not in sys.modules:

@@ -186,7 +186,8 @@ def test_a_tower_costs_no_heavy_import() -> None:
         "import json, sys\nfrom ldm.models.text_encoder import OpenCLIPTextEncoder as T\n"
         "before = 'open_clip' in sys.modules or '_open_clip_text' in sys.modules\n"
         "T(width=32, heads=4, layers=2).tokenize(['a'])\n"
-        "heavy = [m for m in ('open_clip', 'timm', 'torchvision', 'transformers', 'huggingface_hub') if m in sys.modules]\n"
+        "libraries = ('open_clip', 'timm', 'torchvision', 'transformers', 'huggingface_hub')\n"
+        "heavy = [m for m in libraries if m in sys.modules]\n"
         "print(json.dumps([before, heavy]))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
