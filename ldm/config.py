@@ -80,7 +80,7 @@ def load_plugin(path: str | Path) -> types.ModuleType:
 
 
 def check(tree: Mapping[str, Any], source: str = "config", expected: Any = Any) -> None:
-    """Compare a tree with the registry and the constructors' signatures, building nothing; one ConfigError lists all."""
+    """Compare a tree with the registry and the constructors' signatures; one ConfigError lists all. Builds nothing."""
     _plan_checked(tree, source, expected)
 
 
