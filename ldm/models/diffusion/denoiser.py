@@ -114,7 +114,8 @@ class Denoiser:
         if cond.concat is not None:
             scaled = torch.cat([scaled, cond.concat.to(x.dtype)], dim=1)  # (B, C + C', H, W)
         t = self.schedule.sigma_to_t(sigma).to(torch.float32).to(x.device).expand(x.shape[0])  # (B,)
-        return self.unet(scaled.to(dtype), t, context=cond.context, y=cond.y)
+        prediction: Tensor = self.unet(scaled.to(dtype), t, context=cond.context, y=cond.y)
+        return prediction
 
     def __call__(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         """x: (B, C, H, W), float32 or float64; sigma: a scalar or (B,), on any device. Returns x0 like x."""

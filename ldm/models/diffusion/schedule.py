@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,17 +20,17 @@ bfloat16, float16 or TF32 network input, while every formula stays an ordinary n
 
 def _betas(beta_schedule: str, start: float, end: float, n: int) -> Tensor:
     """(n,) float64: the variance that each training step adds, in VP coordinates."""
-    f64 = {"dtype": torch.float64, "device": "cpu"}  # explicit: a model may be under construction on `meta`
+    grid = partial(torch.linspace, dtype=torch.float64, device="cpu")  # the model may be under construction on `meta`
     match beta_schedule:
         case "scaled_linear":  # linear in sqrt(beta): Rombach et al. 2022, arXiv:2112.10752
-            return torch.linspace(start**0.5, end**0.5, n, **f64) ** 2
+            return grid(start**0.5, end**0.5, n) ** 2
         case "linear":  # Ho et al. 2020, arXiv:2006.11239
-            return torch.linspace(start, end, n, **f64)
+            return grid(start, end, n)
         case "sqrt":
-            return torch.linspace(start, end, n, **f64).sqrt()
+            return grid(start, end, n).sqrt()
         case "cosine":  # Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17; start and end play no part
             s = 0.008
-            signal = torch.cos((torch.arange(n + 1, **f64) / n + s) / (1 + s) * math.pi / 2) ** 2
+            signal = torch.cos((grid(0, 1, n + 1) + s) / (1 + s) * math.pi / 2) ** 2
             return (1 - signal[1:] / signal[:-1]).clamp(0, 0.999)
     raise ValueError(f"beta_schedule is {beta_schedule!r}; use scaled_linear, linear, cosine or sqrt")
 
