@@ -1,0 +1,237 @@
+"""What can be trained, each as one config tree: data, model, recipe.
+
+An experiment says what a batch is, what its loss is, what to look at (`preview`) and what to keep (`result`);
+`loop.Trainer` does the rest.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ldm.checkpoint.load import fill
+from ldm.checkpoint.read import read
+from ldm.config import register
+from ldm.data.captions import caption
+from ldm.data.datasets import Dataset, Scenes, as_bytes, as_pixels
+from ldm.data.raycast import render
+from ldm.data.scenes import Scene, evaluation_scenes, held_out, sample_scene
+from ldm.images import grid, to_images
+from ldm.metrics.judge import Judge, accuracy, judge_loss, shown
+from ldm.models.autoencoder import AutoencoderKL
+from ldm.models.diffusion.denoiser import Conditioning
+from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.models.text_encoder import OpenCLIPTextEncoder
+from ldm.pipeline import txt2img
+from ldm.training.grounding import Grounding
+from ldm.training.losses import autoencoder_loss, denoising_loss
+from ldm.training.loop import Recipe, seeded, shuffled
+from ldm.training.reading import Reader, reading_loss
+
+Batch = Any
+
+
+class Experiment(Protocol):
+    recipe: Recipe
+    trained: nn.Module  # what the optimizer moves and whose moving average is kept
+
+    def prepare(self) -> None:
+        """What is done once, before the first step and on the training device."""
+
+    def batch(self, step: int) -> Batch:
+        """The data of one step; a pure function of the step."""
+
+    def loss(self, batch: Batch, generator: torch.Generator) -> Tensor: ...
+
+    def result(self, trained: nn.Module) -> nn.Module:
+        """What to keep, given `trained` or its moving average."""
+
+    def preview(self, trained: nn.Module) -> Image.Image | str:
+        """A picture or a line that tells how far the training is."""
+
+
+@register("AutoencoderExperiment")
+class AutoencoderExperiment:
+    """Random crops, encoded and decoded. After the last step the latents' scale is measured, not guessed."""
+
+    def __init__(
+        self, model: AutoencoderKL, data: Dataset, recipe: Recipe, crop: int, kl_weight: float, l1_weight: float
+    ) -> None:
+        self.trained, self.data, self.recipe, self.crop = model, data, recipe, crop
+        self.kl_weight, self.l1_weight = kl_weight, l1_weight
+        self.indices = shuffled(len(data), recipe.batch_size, recipe.seed)
+
+    def prepare(self) -> None:
+        self.device = next(self.trained.parameters()).device
+
+    def batch(self, step: int) -> Tensor:
+        generator, crops = seeded(self.recipe.seed + 2, step), []
+        for index in self.indices(step):
+            picture = self.data.image(index)
+            top, left = (int(torch.randint(side - self.crop + 1, (1,), generator=generator)) for side in picture.shape[1:])
+            crops.append(picture[:, top : top + self.crop, left : left + self.crop])
+        return as_pixels(torch.stack(crops)).to(self.device, memory_format=torch.channels_last)
+
+    def loss(self, batch: Tensor, generator: torch.Generator) -> Tensor:
+        return autoencoder_loss(self.trained, batch, generator, kl_weight=self.kl_weight, l1_weight=self.l1_weight)
+
+    @torch.no_grad()
+    def result(self, trained: AutoencoderKL) -> AutoencoderKL:
+        pictures = as_pixels(torch.stack([self.data.image(i) for i in range(min(256, len(self.data)))]))
+        latents = torch.cat([trained.posterior(part.to(self.device)).mean for part in pictures.split(32)])
+        trained.shift_factor = round(latents.mean().item(), 4)
+        trained.scaling_factor = round(1 / latents.std().item(), 4)
+        return trained
+
+    @torch.no_grad()
+    def preview(self, trained: AutoencoderKL) -> Image.Image:
+        """Pictures above, what the autoencoder makes of them below."""
+        pictures = as_pixels(torch.stack([self.data.image(i) for i in range(min(8, len(self.data)))])).to(self.device)
+        remade = trained.decode(trained.encode(pictures).mode())
+        return grid([*to_images(pictures), *to_images(remade)], columns=len(pictures))
+
+
+class Captioned(NamedTuple):
+    z: Tensor  # (B, C, h, w)
+    tokens: Tensor  # (B, L)
+    scenes: Sequence[Scene]  # what was drawn, where the data knows it
+
+
+@register("DiffusionExperiment")
+class DiffusionExperiment:
+    """A denoiser of latents, and the text tower that conditions it, on a frozen autoencoder.
+
+    autoencoder, text_encoder: files that hold these parts already trained. caption_dropout: share of empty captions,
+    for classifier-free guidance. train_text: move the tower too. grounding: weight of `Grounding`, for Scenes only.
+    """
+
+    def __init__(
+        self,
+        model: LatentDiffusion,
+        data: Dataset,
+        recipe: Recipe,
+        autoencoder: str | None = None,
+        text_encoder: str | None = None,
+        caption_dropout: float = 0.1,
+        train_text: bool = True,
+        grounding: float = 0.0,
+    ) -> None:
+        if grounding and not isinstance(data, Scenes):
+            raise ValueError(f"grounding {grounding} needs data that knows what it shows: use Scenes, or grounding 0")
+        self.model, self.data, self.recipe = model, data, recipe
+        self.caption_dropout, self.grounding = caption_dropout, grounding
+        for part, file in ((model.autoencoder, autoencoder), (model.text_encoder, text_encoder)):
+            if file is not None:
+                fill(part, read(Path(file)).tensors, Path(file), "this experiment")
+        model.autoencoder.requires_grad_(False)
+        model.text_encoder.requires_grad_(train_text)
+        parts: dict[str, nn.Module] = {"unet": model.unet, "text_encoder": model.text_encoder}
+        self.trained = nn.ModuleDict(parts | ({"grounding": Grounding(model.unet)} if grounding else {}))
+        self.indices = shuffled(len(data), recipe.batch_size, recipe.seed)
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Encode every picture once: the mode of its distribution, kept in float16."""
+        parts = []
+        for start in range(0, len(self.data), 32):
+            numbers = range(start, min(start + 32, len(self.data)))
+            pictures = as_pixels(torch.stack([self.data.image(i) for i in numbers])).to(self.model.device)
+            encoded = self.model.encode(pictures)
+            parts.append((encoded if isinstance(encoded, Tensor) else encoded.mode()).half().cpu())
+        self.latents = torch.cat(parts)  # (N, C, h, w)
+
+    def batch(self, step: int) -> Captioned:
+        chosen, rng = self.indices(step), random.Random(f"captions {self.recipe.seed} {step}")
+        captions = ["" if rng.random() < self.caption_dropout else self.data.caption(i, rng) for i in chosen]
+        scenes = [self.data.scenes[i] for i in chosen] if isinstance(self.data, Scenes) else []
+        return Captioned(self.latents[chosen].float(), self.model.text_encoder.tokenize(captions), scenes)
+
+    def loss(self, batch: Captioned, generator: torch.Generator) -> Tensor:
+        model, device = self.model, self.model.device
+        cond = Conditioning(model.text_encoder(batch.tokens.to(device)).states)
+        loss = denoising_loss(model.denoiser, batch.z.to(device), cond, generator)
+        return loss + self.grounding * self.trained["grounding"].loss(batch.scenes) if self.grounding else loss
+
+    def result(self, trained: nn.ModuleDict) -> LatentDiffusion:
+        m = self.model
+        unet, text = trained["unet"], trained["text_encoder"]
+        return LatentDiffusion(unet, m.autoencoder, text, m.schedule, m.parameterization, m.image_size, m.guidance_scale)
+
+    def preview(self, trained: nn.ModuleDict) -> Image.Image:
+        """Eight pictures for captions of the data."""
+        captions = [self.data.caption(i, random.Random(i)) for i in range(min(8, len(self.data)))]
+        model = self.result(trained).eval()
+        return grid([result.image for result in txt2img(model, captions, steps=20, batch_size=8)], columns=4)
+
+
+@register("ReadingExperiment")
+class ReadingExperiment:
+    """A text tower that learns what captions of scenes mean, from endless captions and no picture."""
+
+    def __init__(self, model: OpenCLIPTextEncoder, recipe: Recipe) -> None:
+        self.trained, self.recipe = Reader(model, model.width), recipe
+        for embedding in (model.tower.token_embedding.weight, model.tower.positional_embedding):
+            nn.init.normal_(embedding, std=0.05)
+
+    def prepare(self) -> None: ...
+
+    def batch(self, step: int) -> tuple[Tensor, list[Scene]]:
+        size = self.recipe.batch_size
+        drawn = map(sample_scene, range(step * size, (step + 1) * size))
+        scenes = [scene for scene in drawn if not held_out(scene)]  # a little fewer than batch_size
+        rng = random.Random(f"reading {step}")
+        captions = [caption(scene, rng, complete=rng.random() < 0.75) for scene in scenes]
+        return self.trained.text_encoder.tokenize(captions), scenes
+
+    def loss(self, batch: tuple[Tensor, list[Scene]], generator: torch.Generator) -> Tensor:
+        tokens, scenes = batch
+        return reading_loss(*self.trained(tokens), scenes)[0]
+
+    def result(self, trained: Reader) -> nn.Module:
+        return trained.text_encoder
+
+    @torch.no_grad()
+    def preview(self, trained: Reader) -> str:
+        """How well it reads captions of scenes it has never met."""
+        scenes = list(islice(evaluation_scenes(), 256))
+        tokens = trained.text_encoder.tokenize([caption(scene, random.Random(i)) for i, scene in enumerate(scenes)])
+        loss, right = reading_loss(*trained(tokens), scenes)
+        return f"held-out loss {loss:.3f}, captions read without an error {right.float().mean():.1%}"
+
+
+@register("JudgeExperiment")
+class JudgeExperiment:
+    """The judge, on renders and nothing else."""
+
+    def __init__(self, model: Judge, data: Scenes, recipe: Recipe) -> None:
+        self.trained, self.data, self.recipe = model, data, recipe
+        self.indices = shuffled(len(data), recipe.batch_size, recipe.seed)
+
+    def prepare(self) -> None:
+        self.device = next(self.trained.parameters()).device
+
+    def batch(self, step: int) -> tuple[Tensor, list[Scene]]:
+        chosen = self.indices(step)
+        pictures = as_pixels(torch.stack([self.data.image(i) for i in chosen]))
+        return pictures.to(self.device, memory_format=torch.channels_last), [self.data.scenes[i] for i in chosen]
+
+    def loss(self, batch: tuple[Tensor, list[Scene]], generator: torch.Generator) -> Tensor:
+        pictures, scenes = batch
+        noise = torch.randn(pictures.shape, generator=generator).to(self.device)
+        strength = 0.1 * torch.rand(len(pictures), 1, 1, 1, generator=generator).to(self.device)
+        return judge_loss(self.trained, pictures + strength * noise, scenes)
+
+    def result(self, trained: Judge) -> Judge:
+        return trained
+
+    def preview(self, trained: Judge) -> str:
+        """How often it is right about renders of scenes it has never met."""
+        scenes = list(islice(evaluation_scenes(), 100))
+        return shown(accuracy(scenes, trained.look(as_pixels(torch.stack([as_bytes(render(scene)) for scene in scenes])))))

@@ -1,0 +1,148 @@
+"""A plain training loop that can be killed at any moment and goes on bit for bit.
+
+Everything random in step i (which images, crops, noise, timesteps) is a function of (seed, i), so a checkpoint is
+only weights, their moving average, the optimizer and the number of the step.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.config import register
+from ldm.files import atomic
+
+Batch = Any
+Loss = Callable[[Batch, torch.Generator], Tensor]
+CHECKPOINT = "last.pt"
+LOSSES = "loss.csv"
+
+
+@register("Recipe")
+@dataclass(frozen=True)
+class Recipe:
+    """How long and how fast. Steps count optimizer updates; the rate warms up linearly and falls as a cosine."""
+
+    steps: int
+    batch_size: int
+    learning_rate: float
+    warmup: int = 500
+    final_rate: float = 0.02  # share of the learning rate left at the last step
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.99)
+    clip: float = 1.0  # largest norm of the gradient
+    ema_decay: float = 0.999
+    seed: int = 0
+    log_every: int = 50
+    save_every: int = 500
+    preview_every: int = 1000
+
+    def rate(self, step: int) -> float:
+        warm = min(1.0, (step + 1) / max(self.warmup, 1))
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / self.steps)))
+        return self.learning_rate * warm * (self.final_rate + (1 - self.final_rate) * cosine)
+
+    def average(self, step: int) -> float:
+        """Decay of the moving average, shorter at the start so that it forgets the first random weights."""
+        return min(self.ema_decay, (1 + step) / (10 + step))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Yielded after every step, of that step."""
+
+    step: int
+    loss: float
+    rate: float
+
+
+class Trainer:
+    """The state of a training: model, its moving average `ema`, optimizer, step."""
+
+    def __init__(self, model: nn.Module, recipe: Recipe, folder: Path) -> None:
+        self.model, self.recipe, self.folder = model, recipe, folder
+        self.ema = deepcopy(model).requires_grad_(False).eval()
+        decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+        plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
+        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
+        self.step = 0
+        self.unlogged: list[float] = []
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def resume(self) -> bool:
+        """Go on from the folder's checkpoint if there is one; losses logged after it are dropped."""
+        path = self.folder / CHECKPOINT
+        if not path.exists():
+            return False
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        return True
+
+    def save(self) -> None:
+        state = {"model": self.model.state_dict(), "ema": self.ema.state_dict(), "step": self.step}
+        with atomic(self.folder / CHECKPOINT) as file:
+            torch.save(state | {"optimizer": self.optimizer.state_dict()}, file)
+
+    def run(self, batch: Callable[[int], Batch], loss: Loss) -> Iterator[Progress]:
+        """Train to the recipe's last step. ValueError if the loss or a gradient stops being finite."""
+        recipe, parameters = self.recipe, [p for p in self.model.parameters() if p.requires_grad]
+        self.model.train()
+        while self.step < recipe.steps:
+            for group in self.optimizer.param_groups:
+                group["lr"] = recipe.rate(self.step)
+            value = loss(batch(self.step), seeded(recipe.seed, self.step))
+            self.optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            norm = nn.utils.clip_grad_norm_(parameters, recipe.clip)
+            if not (math.isfinite(value.item()) and math.isfinite(norm.item())):
+                raise ValueError(f"step {self.step}: loss {value.item()}, gradient norm {norm.item()}; lower the rate")
+            self.optimizer.step()
+            self._update_average()
+            self.step += 1
+            self._log(value.item())
+            yield Progress(self.step, value.item(), recipe.rate(self.step))
+            if self.step % recipe.save_every == 0 or self.step == recipe.steps:
+                self.save()
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        averages, values = list(self.ema.parameters()), list(self.model.parameters())
+        torch._foreach_lerp_(averages, values, 1 - self.recipe.average(self.step))
+
+    def _log(self, loss: float) -> None:
+        self.unlogged.append(loss)
+        if self.step % self.recipe.log_every == 0:
+            with (self.folder / LOSSES).open("a", newline="") as file:
+                csv.writer(file).writerow([self.step, sum(self.unlogged) / len(self.unlogged)])
+            self.unlogged = []
+
+
+def seeded(seed: int, step: int) -> torch.Generator:
+    """The generator of one step's random numbers."""
+    return torch.Generator().manual_seed((seed << 32) + step)
+
+
+def shuffled(length: int, batch_size: int, seed: int) -> Callable[[int], list[int]]:
+    """Step → the indices of its batch: every item once an epoch, in an order that depends on (seed, epoch)."""
+    if length < batch_size:
+        raise ValueError(f"{length} items of data are fewer than a batch of {batch_size}; use a smaller batch_size")
+    per_epoch = length // batch_size
+
+    def indices(step: int) -> list[int]:
+        epoch, position = divmod(step, per_epoch)
+        order = torch.randperm(length, generator=seeded(seed + 1, epoch))
+        return order[position * batch_size : (position + 1) * batch_size].tolist()
+
+    return indices

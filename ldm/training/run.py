@@ -1,0 +1,119 @@
+"""From a recipe file to trained weights on disk: what `scripts/train*.py` call."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.checkpoint.load import save
+from ldm.checkpoint.read import read
+from ldm.config import build, load_config, parse_config
+from ldm.files import atomic
+from ldm.training import experiments
+from ldm.training.loop import LOSSES, Progress, Trainer
+
+Tree = dict[str, Any]
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Yielded after each step; `preview` now and then: a line of text, or the picture's file."""
+
+    progress: Progress
+    preview: str | None = None
+
+
+class Run:
+    """One recipe in one folder; made again on the same folder, it goes on where it stopped."""
+
+    def __init__(self, recipe_file: str | Path, folder: str | Path, device: str, overrides: Mapping[str, Any]) -> None:
+        self.tree, self.folder = read_recipe(recipe_file, overrides), Path(folder)
+        torch.manual_seed(0)  # first weights; everything later is keyed by step
+        self.experiment: experiments.Experiment = build(self.tree, str(recipe_file))
+        self.device = torch.device(device)
+        if isinstance(self.experiment, experiments.DiffusionExperiment):
+            self.experiment.model.to(self.device)
+        self.experiment.trained.to(self.device, memory_format=torch.channels_last)
+        self.trainer = Trainer(self.experiment.trained, self.experiment.recipe, self.folder)
+        self.resumed = self.trainer.resume()
+
+    def steps(self, precision: str = "full") -> Iterator[Report]:
+        """Train to the end. precision: full, or bf16 for matrix products and convolutions in bfloat16."""
+        experiment, trainer = self.experiment, self.trainer
+        experiment.prepare()
+
+        def loss(batch: Any, generator: torch.Generator) -> torch.Tensor:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                return experiment.loss(batch, generator)
+
+        for progress in trainer.run(experiment.batch, loss):
+            due = progress.step % experiment.recipe.preview_every == 0
+            yield Report(progress, self._preview(progress.step) if due else None)
+
+    def save(self, commit: str = "unknown") -> Path:
+        """The moving average as a file that `ldm.load` (or another recipe) reads, with how it came to be."""
+        module = self.experiment.result(self.trainer.ema)
+        tree = self.tree["params"]["model"]
+        for name in ("scaling_factor", "shift_factor"):
+            if hasattr(module, name):
+                tree["params"][name] = getattr(module, name)
+        provenance = {"steps": str(self.trainer.step), "seed": str(self.trainer.recipe.seed), "commit": commit}
+        save(module, self.folder / WEIGHTS, config=tree, metadata=provenance)
+        return self.folder / WEIGHTS
+
+    def _preview(self, step: int) -> str:
+        plot_losses(self.folder / LOSSES, self.folder / "loss.png")
+        preview = self.experiment.preview(self.trainer.ema)
+        if isinstance(preview, str):
+            return preview
+        path = self.folder / f"preview-{step:06}.png"
+        with atomic(path) as file:
+            preview.save(file, "PNG")
+        return str(path)
+
+
+def read_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Tree:
+    """The experiment's tree. A model given as a path is that config file's tree; a part that comes from a file
+    (`autoencoder`, `text_encoder`) brings its own config. `overrides` are fields of the recipe's `recipe`."""
+    tree = load_config(path)
+    params = tree["params"]
+    params["recipe"]["params"].update({k: v for k, v in (overrides or {}).items() if v is not None})
+    if isinstance(params["model"], str):
+        params["model"] = load_config(params["model"])
+    for part in ("autoencoder", "text_encoder"):
+        if isinstance(params.get(part), str):
+            carried = read(Path(params[part])).metadata["config"]
+            params["model"]["params"][part] = parse_config(carried, f"{params[part]} (its config)")
+    return tree
+
+
+def plot_losses(table: Path, picture: Path) -> None:
+    """loss.csv (step, mean loss) as a curve. Without matplotlib there is no picture."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    if not table.exists():
+        return
+    with table.open() as file:
+        rows = [(int(step), float(loss)) for step, loss in csv.reader(file)]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.plot(*zip(*rows, strict=True), linewidth=1)
+    axes.set(xlabel="step", ylabel="training loss", yscale="log")
+    axes.grid(alpha=0.3)
+    with atomic(picture) as out:
+        figure.savefig(out, format="png", dpi=110)
+
+
+def current_commit() -> str:
+    """The checkout's commit, "unknown" outside one."""
+    answer = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    return answer.stdout.strip() or "unknown"

@@ -1,0 +1,58 @@
+"""The command line of the training scripts."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main(description: str, recipe: str, outdir: str) -> int:
+    """Train by a recipe into a folder; 0 when done, 2 for a mistake in the options or the recipe."""
+    parser = argparse.ArgumentParser(description=description, epilog="Run it again on the same --outdir to go on after a stop.")
+    parser.add_argument("--config", default=recipe, metavar="YAML", help="the recipe (default: %(default)s)")
+    parser.add_argument("--outdir", default=outdir, help="weights, losses and previews (default: %(default)s)")
+    parser.add_argument("--steps", type=int, help="train to this step instead of the recipe's")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
+    parser.add_argument("--precision", default="auto", choices=["auto", "full", "bf16"], help="auto is bf16 on a GPU")
+    parser.add_argument("--plugin", metavar="FILE", help="a Python file that registers classes the recipe names")
+    parser.add_argument("--debug", action="store_true", help="show where an error came from")
+    options = parser.parse_args()
+    try:
+        train(options)
+    except ValueError as error:
+        if options.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on from the last checkpoint in {options.outdir}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def train(options: argparse.Namespace) -> None:
+    import torch
+    from tqdm import tqdm
+
+    from ldm.config import load_plugin
+    from ldm.training.run import Run, current_commit
+
+    if options.plugin:
+        load_plugin(options.plugin)
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    precision = ("bf16" if device == "cuda" else "full") if options.precision == "auto" else options.precision
+    run = Run(options.config, Path(options.outdir), device, {"steps": options.steps, "batch_size": options.batch_size})
+    print(f"{options.config} on {device}, {precision} precision, into {options.outdir}", flush=True)
+    if run.resumed:
+        print(f"resumed at step {run.trainer.step}", flush=True)
+    with tqdm(initial=run.trainer.step, total=run.trainer.recipe.steps, unit="step", dynamic_ncols=True, mininterval=1) as bar:
+        for report in run.steps(precision):
+            bar.update()
+            bar.set_postfix_str(f"loss {report.progress.loss:.4f}", refresh=False)
+            if report.preview:
+                bar.write(f"step {report.progress.step}: {report.preview}")
+    print(f"saved {run.save(current_commit())}")
