@@ -116,10 +116,10 @@ def grid(images: Sequence[Image.Image], columns: int | None = None, *, gap: int 
 
 
 def captioned(image: Image.Image, text: str) -> Image.Image:
-    """The picture with one line of text under it."""
+    """The picture with one line of text under it, on a wider sheet if the text needs it."""
     font = ImageFont.load_default(size=max(10, min(24, image.width // 11)))
-    strip = math.ceil(font.getbbox("Ag")[3] * 1.3)
-    out = Image.new("RGB", (image.width, image.height + strip), BACKGROUND)
-    out.paste(image, (0, 0))
+    strip, width = math.ceil(font.getbbox("Ag")[3] * 1.3), max(image.width, math.ceil(font.getlength(text)) + 4)
+    out = Image.new("RGB", (width, image.height + strip), BACKGROUND)
+    out.paste(image, ((width - image.width) // 2, 0))
     ImageDraw.Draw(out).text((2, image.height), text, font=font, fill=(40, 40, 40))
     return out

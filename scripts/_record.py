@@ -82,6 +82,9 @@ def take_over(options: argparse.Namespace) -> dict[str, Any]:
     try:
         settings, model, init = request["settings"], request["model"], request["init_image"]
         for field in fields(Settings):
+            kinds = {"int": int, "str": str}.get(str(field.type), (int, float, type(None)))
+            if not isinstance(settings[field.name], kinds):
+                raise TypeError(f"{field.name} is {settings[field.name]!r}")
             setattr(options, OPTIONS.get(field.name, field.name), settings[field.name])
         items = [Item(str(one["prompt"]), str(one["negative_prompt"]), int(one["seed"])) for one in request["batch"]]
         options.items, options.precision = items, {name: name for name in DTYPES}[request["precision"]]
@@ -122,8 +125,11 @@ def _model_file(name: str) -> Path:
 
 
 def sha256(path: str | Path) -> str:
+    digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}), and is needed") from error

@@ -83,7 +83,9 @@ def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
 
 
 def test_unreadable_files_are_named_in_one_sentence(tmp_path: Path) -> None:
-    whole = saved(tmp_path, Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)), "whole.jpg").read_bytes()
+    whole = saved(
+        tmp_path, Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)), "whole.jpg"
+    ).read_bytes()
     broken = {
         "cut.jpg": whole[: len(whole) // 2],
         "empty.png": b"",
@@ -137,3 +139,4 @@ def test_captions_lie_under_the_picture() -> None:
     out = images.captioned(PICTURE.resize((128, 128)), "step 5/30")
     assert out.width == 128 and out.height > 128
     assert np.asarray(out)[128:].min() < 128
+    assert images.captioned(PICTURE, "step 500/1000").width > 60

@@ -16,7 +16,7 @@ PICTURE = Image.new("RGB", (8, 8), "teal")
 
 
 def parse(text: str) -> tuple[str, str, dict[str, str]]:
-    """The other side: a reader by the rules of the `parameters` text (last line of three or more `Key: value` pairs)."""
+    """A reader by the rules of the `parameters` text (last line of three or more `Key: value` pairs)."""
     *lines, last = text.split("\n")
     pairs = re.findall(r'\s*([\w ]+):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)', last)
     assert len(pairs) >= 3

@@ -1,0 +1,242 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import ldm
+from ldm import images
+from ldm.config import build, load_config
+from ldm.models.diffusion import SAMPLERS
+from ldm.models.diffusion.spacing import SPACINGS
+from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.noise import starting_noise
+from ldm.pipeline import NonFiniteError, encode, generate, sample
+from ldm.request import Item, Settings, make_items, picture_size, resolve
+
+PICTURE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+
+
+def make_tiny() -> LatentDiffusion:
+    torch.manual_seed(0)
+    model = build(load_config(Path(__file__).parent / "tiny.yaml"), "tiny.yaml", expected=LatentDiffusion).eval()
+    for parameter in model.unet.parameters():  # some are zero at first, and a network that answers 0 tests nothing
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+@pytest.fixture(scope="module")
+def tiny() -> LatentDiffusion:
+    return make_tiny()
+
+
+@pytest.fixture
+def own_tiny() -> LatentDiffusion:
+    """One that a test may break."""
+    return make_tiny()
+
+
+def latents(model: Any, items: list[Item], settings: Settings, z: torch.Tensor | None = None) -> torch.Tensor:
+    with torch.inference_mode():
+        return list(sample(model, items, settings, z))[-1].x
+
+
+def same(a: Image.Image, b: Image.Image) -> bool:
+    return a.size == b.size and a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_image_is_the_same_alone_and_in_a_batch(own_tiny: Any, sampler: str) -> None:
+    tiny = own_tiny.double()  # so that what differs is not rounding, which a random network amplifies
+    settings = resolve(tiny, steps=4, sampler=sampler)
+    items = [Item("a red cube", "", 5), Item("a blue cone at night", "fog", 6), Item("", "", 7)]
+    together = latents(tiny, items, settings)
+    for i, item in enumerate(items):
+        alone = latents(tiny, [item], settings)
+        assert (together[i] - alone[0]).abs().max() <= 1e-5
+        assert (tiny.decode(together[i : i + 1]) - tiny.decode(alone)).abs().max() <= 1e-5
+    assert (together[0] - together[1]).abs().max() > 0.1
+
+
+def test_image_i_has_seed_plus_i(tiny: Any) -> None:
+    many = list(ldm.txt2img(tiny, "a red cube", seed=40, num_images=3, batch_size=2, steps=2))
+    assert [result.seed for result in many] == [40, 41, 42]
+    assert [len(result.batch) for result in many] == [2, 2, 1] and [result.index for result in many] == [0, 1, 0]
+    third = next(ldm.txt2img(tiny, "a red cube", seed=42, steps=2))
+    assert same(third.image, many[2].image) and not same(many[0].image, many[1].image)
+    prompts = list(ldm.txt2img(tiny, ["a", "b"], num_images=2, steps=1))
+    assert [(r.item.prompt, r.seed) for r in prompts] == [("a", 0), ("a", 1), ("b", 2), ("b", 3)]
+
+
+def test_noise_alone_enters_the_network_with_variance_one(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    forward = tiny.unet.forward
+    monkeypatch.setattr(tiny.unet, "forward", lambda x, *a, **k: (seen.append(x), forward(x, *a, **k))[1])
+    for spacing in SPACINGS:
+        seen.clear()
+        latents(tiny, [Item("a", "", 3)], resolve(tiny, steps=3, spacing=spacing, guidance_scale=1.0))
+        assert torch.allclose(seen[0], starting_noise([3], (4, 4, 4)), atol=1e-5)
+        assert len(seen) == 3
+
+
+def test_strength_0_is_the_round_trip_whatever_the_prompt(tiny: Any) -> None:
+    with torch.inference_mode():
+        expected = images.to_images(tiny.decode(tiny.encode(images.to_tensor(PICTURE)).mode()))[0]
+    for result in ldm.img2img(tiny, ["a", "b"], PICTURE, strength=0.0):
+        assert same(result.image, expected)
+
+
+def test_strength_1_is_txt2img(tiny: Any) -> None:
+    expected = next(ldm.txt2img(tiny, "a red cube", seed=9, steps=3)).image
+    assert same(next(ldm.img2img(tiny, "a red cube", PICTURE, strength=1.0, seed=9, steps=3)).image, expected)
+    assert not same(next(ldm.img2img(tiny, "a red cube", PICTURE, strength=0.99, seed=9, steps=3)).image, expected)
+
+
+@pytest.mark.parametrize(
+    ("strength", "taken"), [(0.001, 1), (0.05, 1), (0.07, 1), (0.5, 5), (0.75, 8), (0.95, 10), (1.0, 10)]
+)
+def test_strength_takes_the_last_steps(tiny: Any, strength: float, taken: int) -> None:
+    settings = resolve(tiny, steps=10, strength=strength)
+    z = encode(tiny, PICTURE, settings)
+    with torch.inference_mode():
+        steps = list(sample(tiny, [Item("a")], settings, z))
+    assert len(steps) == taken == settings.sampled_steps
+    sigmas = SPACINGS[settings.spacing](tiny.schedule, 10)
+    assert [step.sigma for step in steps] == sigmas[10 - taken + 1 :].tolist()
+
+
+def test_a_picture_begins_with_the_noise_of_its_first_level(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[torch.Tensor, float]] = []
+    denoiser = tiny.denoiser
+
+    def spy(x: torch.Tensor, sigma: torch.Tensor, cond: Any) -> torch.Tensor:
+        seen.append((x, float(sigma)))
+        return denoiser(x, sigma, cond)
+
+    monkeypatch.setattr(tiny, "denoiser", spy)
+    settings = resolve(tiny, steps=10, strength=0.4, guidance_scale=1.0)
+    z = encode(tiny, PICTURE, settings)
+    latents(tiny, [Item("a", "", 2)], settings, z)
+    x, sigma = seen[0]
+    assert sigma == pytest.approx(float(SPACINGS["uniform"](tiny.schedule, 10)[6]))
+    assert torch.allclose(x, z + sigma * starting_noise([2], (4, 4, 4)), atol=1e-5)
+
+
+def test_guidance_1_is_the_conditional_answer_alone(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    items, settings = [Item("a red cube", "fog", 0)], resolve(tiny, steps=2, guidance_scale=1.0)
+    asked: list[list[str]] = []
+    condition = tiny.condition
+    monkeypatch.setattr(tiny, "condition", lambda prompts: (asked.append(prompts), condition(prompts))[1])
+    one = latents(tiny, items, settings)
+    assert asked == [["a red cube"]]
+    assert torch.equal(one, latents(tiny, [Item("a red cube", "", 0)], settings))
+    two = latents(tiny, items, resolve(tiny, steps=2, guidance_scale=2.0))
+    assert not torch.allclose(one, two)
+    assert not torch.allclose(
+        two, latents(tiny, [Item("a red cube", "", 0)], resolve(tiny, steps=2, guidance_scale=2.0))
+    )
+    assert resolve(tiny).guidance_scale == tiny.guidance_scale
+
+
+def test_eta_and_sampler_and_spacing_matter(tiny: Any) -> None:
+    def draw(**options: Any) -> torch.Tensor:
+        return latents(tiny, [Item("a")], resolve(tiny, steps=4, **options))
+
+    plain = draw()
+    assert torch.equal(plain, draw()) and torch.equal(plain, draw(sampler="ddim", eta=0.0))
+    assert not torch.allclose(plain, draw(eta=1.0)) and not torch.allclose(plain, draw(spacing="trailing"))
+    assert torch.allclose(draw(eta=1.0, spacing="trailing"), draw(sampler="ddpm", spacing="trailing"))
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (40, 24), (32, 56)])
+def test_any_multiple_of_8(tiny: Any, height: int, width: int) -> None:
+    assert next(ldm.txt2img(tiny, "a", height=height, width=width, steps=1)).image.size == (width, height)
+
+
+def test_progress_is_the_callers(tiny: Any) -> None:
+    heard: list[tuple[int, int, int, int, int]] = []
+
+    def on_step(p: Any) -> None:
+        assert p.step.x0.shape == (len(p.batch), 4, 4, 4)
+        heard.append((p.step.i, p.steps, len(p.batch), p.done, p.total))
+
+    results = ldm.txt2img(tiny, "a", num_images=3, batch_size=2, steps=2, on_step=on_step)
+    assert heard == []
+    next(results)
+    assert heard == [(0, 2, 2, 0, 3), (1, 2, 2, 0, 3)]  # the first picture is out before the last batch begins
+    list(results)
+    assert heard[2:] == [(0, 2, 1, 2, 3), (1, 2, 1, 2, 3)]
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+def test_non_finite_numbers_are_named_not_drawn(own_tiny: Any) -> None:
+    torch.nn.init.constant_(own_tiny.autoencoder.decoder.conv_out.bias, math.nan)
+    with pytest.raises(NonFiniteError, match=r"autoencoder's decoder of seed 3, in float32"):
+        list(ldm.txt2img(own_tiny, "a", steps=1, seed=3))
+    torch.nn.init.constant_(own_tiny.autoencoder.encoder.conv_in.bias, math.inf)
+    with pytest.raises(NonFiniteError, match="autoencoder's encoder"):
+        list(ldm.img2img(own_tiny, "a", PICTURE))
+    torch.nn.init.constant_(own_tiny.unet.conv_out.bias, math.nan)
+    with pytest.raises(NonFiniteError, match=r"latent after step 1 of 2 \(ddim\) of seed 3"):
+        list(ldm.txt2img(own_tiny, "a", steps=2, seed=3))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"height": 33}, r"height 33 .* nearest is 32"),
+        ({"width": 0}, r"width 0 .* nearest is 8"),
+        ({"steps": 0}, r"steps is 0; it can be 1 … 1000"),
+        ({"steps": 1001}, "steps is 1001"),
+        ({"sampler": "euler"}, "no sampler 'euler'; there are ddim, ddpm"),
+        ({"spacing": "karras"}, "no spacing 'karras'; there are uniform"),
+        ({"eta": math.nan}, "eta is nan"),
+        ({"guidance_scale": math.inf}, "guidance_scale is inf"),
+        ({"seed": -1}, "seed -1"),
+        ({"seed": 2**32 - 1, "num_images": 2}, "seed 4294967295 with 2 images"),
+        ({"num_images": 0}, "num_images is 0"),
+    ],
+)
+def test_bad_values_are_refused_before_anything_is_drawn(tiny: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        ldm.txt2img(tiny, "a", **options)  # not even iterated
+
+
+@pytest.mark.parametrize("strength", [-0.1, 1.1, math.nan])
+def test_bad_strengths_are_refused(tiny: Any, strength: float) -> None:
+    with pytest.raises(ValueError, match="strength is"):
+        ldm.img2img(tiny, "a", PICTURE, strength=strength)
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        list(generate(tiny, [Item("a")], resolve(tiny), batch_size=0))
+
+
+@pytest.mark.parametrize(
+    ("size", "given", "expected"),
+    [
+        ((32, 32), {}, (32, 32)),
+        ((37, 29), {}, (32, 40)),
+        ((3, 3), {}, (8, 8)),
+        ((64, 64), {}, (64, 64)),
+        ((400, 100), {}, (16, 64)),
+        ((40, 20), {"width": 80}, (40, 80)),
+        ((40, 20), {"height": 80}, (80, 160)),
+        ((40, 20), {"height": 8, "width": 8}, (8, 8)),
+    ],
+)
+def test_the_size_drawn_from_a_picture(
+    tiny: Any, size: tuple[int, int], given: dict[str, int], expected: tuple[int, int]
+) -> None:
+    assert picture_size(tiny, size, **given) == expected
+
+
+def test_prompts_are_cleaned_once_at_entry() -> None:
+    odd = " a\0b \udc80 🎨"
+    assert [item.prompt for item in make_items(odd, odd, 0)] == ["a b ? 🎨"]
+    with pytest.raises(ValueError, match="empty"):
+        make_items([], "", 0)
