@@ -112,9 +112,9 @@ class Trainer:
             self._update_average()
             self.step += 1
             self._log(value.item())
-            yield Progress(self.step, value.item(), recipe.rate(self.step))
             if self.step % recipe.save_every == 0 or self.step == recipe.steps:
                 self.save()
+            yield Progress(self.step, value.item(), recipe.rate(self.step))
 
     @torch.no_grad()
     def _update_average(self) -> None:

@@ -1,0 +1,93 @@
+"""The loop learns, stops and goes on bit for bit."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.training.loop import Recipe, Trainer, seeded, shuffled
+
+RECIPE = Recipe(steps=20, batch_size=4, learning_rate=0.05, warmup=3, save_every=5, log_every=5, ema_decay=0.9)
+
+
+def trainer(folder, recipe=RECIPE):
+    torch.manual_seed(0)
+    return Trainer(nn.Sequential(nn.Linear(3, 8), nn.SiLU(), nn.Linear(8, 1)), recipe, folder)
+
+
+def batch(step):
+    return torch.randn(4, 3, generator=seeded(5, step))
+
+
+def run(trainer, stop=None):
+    def loss(x, generator):
+        noisy = x + 0.1 * torch.randn(x.shape, generator=generator)
+        return (trainer.model(noisy).squeeze(1) - x.sum(1)).square().mean()
+
+    losses = []
+    for progress in trainer.run(batch, loss):
+        losses.append(progress.loss)
+        if progress.step == stop:
+            break
+    return losses
+
+
+def test_it_learns(tmp_path):
+    losses = run(trainer(tmp_path, Recipe(steps=200, batch_size=4, learning_rate=0.05, warmup=3)))
+    assert sum(losses[-20:]) < 0.2 * sum(losses[:20])
+
+
+@pytest.mark.parametrize("killed_at", [5, 7, 13])
+def test_killed_and_resumed_is_the_same_bit_for_bit(tmp_path, killed_at):
+    whole = trainer(tmp_path / "whole")
+    run(whole)
+    run(trainer(tmp_path / "parts"), stop=killed_at)
+    resumed = trainer(tmp_path / "parts")
+    assert resumed.resume() and resumed.step == killed_at // 5 * 5
+    run(resumed)
+    for one, other in ((whole.model, resumed.model), (whole.ema, resumed.ema)):
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    a, b = whole.optimizer.state_dict()["state"], resumed.optimizer.state_dict()["state"]
+    assert all(torch.equal(a[i]["exp_avg"], b[i]["exp_avg"]) for i in a)
+
+
+def test_average_follows_its_definition(tmp_path):
+    t = trainer(tmp_path)
+    first = t.ema[0].bias.clone()
+    run(t, stop=1)
+    decay = min(0.9, 1 / 10)
+    assert torch.allclose(t.ema[0].bias, decay * first + (1 - decay) * t.model[0].bias)
+
+
+def test_rate_warms_up_and_falls_to_its_end():
+    recipe = Recipe(steps=1000, batch_size=1, learning_rate=2.0, warmup=100, final_rate=0.1)
+    assert recipe.rate(0) == pytest.approx(0.02, rel=1e-3)
+    assert recipe.rate(500) == pytest.approx(2.0 * 0.55)
+    assert recipe.rate(1000) == pytest.approx(0.2)
+    rates = [recipe.rate(i) for i in range(1001)]
+    assert max(rates) < 2.0 and all(a > b for a, b in zip(rates[100:], rates[101:]))
+
+
+def test_a_loss_that_is_not_finite_stops_before_any_weight_is_touched(tmp_path):
+    t = trainer(tmp_path)
+    before = [p.clone() for p in t.model.parameters()]
+    with pytest.raises(ValueError, match="step 0: loss nan"):
+        next(t.run(batch, lambda x, g: t.model(x).mean() * math.nan))
+    assert all(torch.equal(a, b) for a, b in zip(before, t.model.parameters(), strict=True))
+    assert not (tmp_path / "last.pt").exists()
+
+
+def test_losses_are_logged_as_means(tmp_path):
+    losses = run(trainer(tmp_path))
+    rows = [line.split(",") for line in (tmp_path / "loss.csv").read_text().split()]
+    assert [int(step) for step, _ in rows] == [5, 10, 15, 20]
+    assert [float(x) for _, x in rows] == pytest.approx([sum(losses[i : i + 5]) / 5 for i in range(0, 20, 5)])
+
+
+def test_every_item_once_an_epoch_in_another_order():
+    indices = shuffled(10, 2, seed=0)
+    epochs = [[i for step in range(5 * e, 5 * e + 5) for i in indices(step)] for e in range(2)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs) and epochs[0] != epochs[1]
+    with pytest.raises(ValueError, match="smaller batch_size"):
+        shuffled(3, 4, seed=0)
