@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import NamedTuple
 
 from ldm.data.scenes import INVERSE, Relation, Scene, Thing
 
@@ -29,8 +30,18 @@ SYNONYMS = {
 OPENINGS = ("", "", "", "a picture of ", "a photo of ", "there is ", "a render of ")
 
 
+class Told(NamedTuple):
+    text: str
+    order: tuple[int, ...]  # the scene's things as they are first mentioned
+
+
 def caption(scene: Scene, rng: random.Random, complete: bool = True) -> str:
-    """One of many true sentences about the scene.
+    """One of many true sentences about the scene."""
+    return tell(scene, rng, complete).text
+
+
+def tell(scene: Scene, rng: random.Random, complete: bool = True) -> Told:
+    """A caption, and in which order it names things.
 
     A complete caption states the sky, every attribute of every thing and the scene's relations; otherwise some of
     them are left out at random, as people do.
@@ -39,10 +50,12 @@ def caption(scene: Scene, rng: random.Random, complete: bool = True) -> str:
     names = [describe(thing, rng, keep) for thing in scene.things]
     relations = scene.relations if complete or rng.random() < keep else ()
     body = rng.choice(OPENINGS) + _body(scene, names, relations, rng)
+    order = tuple(sorted(range(len(names)), key=lambda i: body.index(names[i])))
     if not complete and rng.random() > keep:
-        return body
+        return Told(body, order)
     sky = _say(scene.sky, rng)
-    return f"{sky}, {body}" if rng.random() < 0.25 else f"{body} {sky}" if rng.random() < 0.8 else f"{body}, {sky}"
+    text = f"{sky}, {body}" if rng.random() < 0.25 else f"{body} {sky}" if rng.random() < 0.8 else f"{body}, {sky}"
+    return Told(text, order)
 
 
 def describe(thing: Thing, rng: random.Random, keep: float = 1.0) -> str:

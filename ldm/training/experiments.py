@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ldm.checkpoint.load import fill
 from ldm.checkpoint.read import read
 from ldm.config import register
-from ldm.data.captions import caption
+from ldm.data.captions import tell
 from ldm.data.datasets import Dataset, Scenes, as_bytes, as_pixels
 from ldm.data.raycast import render
 from ldm.data.scenes import Scene, evaluation_scenes, held_out, sample_scene
@@ -182,17 +182,17 @@ class ReadingExperiment:
 
     def prepare(self) -> None: ...
 
-    def batch(self, step: int) -> tuple[Tensor, list[Scene]]:
+    def batch(self, step: int) -> tuple[Tensor, list[Scene], list[tuple[int, ...]]]:
         size = self.recipe.batch_size
         drawn = map(sample_scene, range(step * size, (step + 1) * size))
         scenes = [scene for scene in drawn if not held_out(scene)]  # a little fewer than batch_size
         rng = random.Random(f"reading {step}")
-        captions = [caption(scene, rng, complete=rng.random() < 0.75) for scene in scenes]
-        return self.trained.text_encoder.tokenize(captions), scenes
+        told = [tell(scene, rng, complete=rng.random() < 0.75) for scene in scenes]
+        return self.trained.text_encoder.tokenize([t.text for t in told]), scenes, [t.order for t in told]
 
-    def loss(self, batch: tuple[Tensor, list[Scene]], generator: torch.Generator) -> Tensor:
-        tokens, scenes = batch
-        return reading_loss(*self.trained(tokens), scenes)[0]
+    def loss(self, batch: tuple[Tensor, list[Scene], list[tuple[int, ...]]], generator: torch.Generator) -> Tensor:
+        tokens, scenes, orders = batch
+        return reading_loss(*self.trained(tokens), scenes, orders)[0]
 
     def result(self, trained: Reader) -> nn.Module:
         return trained.text_encoder
@@ -201,8 +201,9 @@ class ReadingExperiment:
     def preview(self, trained: Reader) -> str:
         """How well it reads captions of scenes it has never met."""
         scenes = list(islice(evaluation_scenes(), 256))
-        tokens = trained.text_encoder.tokenize([caption(scene, random.Random(i)) for i, scene in enumerate(scenes)])
-        loss, right = reading_loss(*trained(tokens), scenes)
+        told = [tell(scene, random.Random(i)) for i, scene in enumerate(scenes)]
+        tokens = trained.text_encoder.tokenize([t.text for t in told])
+        loss, right = reading_loss(*trained(tokens), scenes, [t.order for t in told])
         return f"held-out loss {loss:.3f}, captions read without an error {right.float().mean():.1%}"
 
 
