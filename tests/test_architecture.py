@@ -16,7 +16,8 @@ FILES = sorted((ROOT / "ldm").rglob("*.py"))
 
 RANKS = [  # a file imports from lower ranks, and from its own entry's folder
     ["ldm.config_file", "ldm.files"],
-    ["ldm.config", "ldm.images", "ldm.png", "ldm.noise"],
+    ["ldm.config", "ldm.images", "ldm.noise"],
+    ["ldm.png"],
     ["ldm.modules"],
     ["ldm.models.diffusion"],
     ["ldm.models.autoencoder", "ldm.models.text_encoder"],

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ldm.checkpoint import single_file
+from ldm.checkpoint.meta import on_meta
 from ldm.checkpoint.read import CheckpointError, Weights, read
 from ldm.config import ConfigError, build, load_config, parse_config
 from ldm.files import atomic
@@ -20,8 +21,10 @@ PACKAGE = Path(__file__).parents[1]
 CONFIGS = next(
     (folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()), PACKAGE / "configs"
 )
-SHIPPED = ("scenes",)  # models whose weights are in ldm/assets, with a config of the same name
+SHIPPED = ("scenes", "judge")  # whose weights are in ldm/assets
 COMPONENTS = ("unet", "autoencoder", "text_encoder")
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def load(
@@ -38,10 +41,10 @@ def load(
     dtype: of the networks, whatever the file stores; None is float32. `autoencoder_dtype`: None is `dtype`.
     Raises CheckpointError or ConfigError, both ValueErrors. The file must hold every weight of the model and no other.
     """
-    path = PACKAGE / "assets" / f"{name_or_path}.safetensors" if name_or_path in SHIPPED else Path(name_or_path)
+    path = _weights_path(name_or_path)
     weights = read(path)
     tree, source = _carried_config(weights, path) if config is None else _config_tree(config)
-    with torch.device("meta"):
+    with on_meta():
         model = build(tree, source, expected=LatentDiffusion)
     assert isinstance(model, LatentDiffusion)
     tensors = weights.tensors
@@ -49,10 +52,21 @@ def load(
         tensors = single_file.to_internal(tensors, model)
     _check_family(model, tensors, path, source)
     dtype = torch.float32 if dtype is None else dtype
-    fill(
-        model, tensors, path, source, dtype, {"autoencoder": dtype if autoencoder_dtype is None else autoencoder_dtype}
-    )
+    child_dtypes = {} if autoencoder_dtype is None else {"autoencoder": autoencoder_dtype}
+    fill(model, tensors, path, source, dtype, child_dtypes)
     return model.to(device).eval()
+
+
+def load_part(name_or_path: str | Path, kind: type[M]) -> M:
+    """A module saved alone, with its config, in eval mode and float32: the judge, an autoencoder, a text encoder."""
+    path = _weights_path(name_or_path)
+    weights = read(path)
+    tree, source = _carried_config(weights, path)
+    with on_meta():
+        part = build(tree, source, expected=kind)
+    assert isinstance(part, kind)
+    fill(part, weights.tensors, path, source)
+    return part.eval()
 
 
 def save(
@@ -74,7 +88,7 @@ def save(
         for k, v in model.state_dict().items()
     }
     _check_finite(tensors, Path(path))
-    with torch.device("meta"):
+    with on_meta():
         twin = build(config, "config", expected=type(model))
     _check_fit(twin, tensors, Path(path), "the config to be stored with it")
     with atomic(Path(path)) as file:
@@ -89,13 +103,20 @@ def fill(
     dtype: torch.dtype = torch.float32,
     child_dtypes: Mapping[str, torch.dtype] | None = None,
 ) -> None:
-    """Give a model built on meta its weights: all of them, of the right shapes, finite, and nothing left over."""
+    """Give a model its weights: all of them, of the right shapes, finite, and nothing left over.
+
+    dtype: what they become; child_dtypes: exceptions, by the name of a child module.
+    """
     _check_fit(model, tensors, path, source)
     dtypes = {name: (child_dtypes or {}).get(name.partition(".")[0], dtype) for name in tensors}
     cast = {name: value.to(dtypes[name]) if value.is_floating_point() else value for name, value in tensors.items()}
     _check_finite(cast, path)
     model.load_state_dict(cast, assign=True)
     assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+
+
+def _weights_path(name_or_path: str | Path) -> Path:
+    return PACKAGE / "assets" / f"{name_or_path}.safetensors" if name_or_path in SHIPPED else Path(name_or_path)
 
 
 # --- configs -----------------------------------------------------------------------------------------------------
@@ -105,7 +126,8 @@ def _carried_config(weights: Weights, path: Path) -> tuple[Mapping[str, Any], st
     """The tree in the file's metadata, and what to call it in errors."""
     if "config" not in weights.metadata:
         raise ConfigError(f"{path} carries no config; give one: {_choices()}")
-    return parse_config(weights.metadata["config"], f"{path} (its config)"), "the config it carries"
+    source = f"the config in {path.name}"
+    return parse_config(weights.metadata["config"], source), source
 
 
 def _config_tree(config: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
@@ -164,11 +186,8 @@ def _check_fit(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, sour
         if name in tensors and tensors[name].shape != expected[name].shape
     ]
     for part in COMPONENTS:
-        if (
-            missing
-            and all(name in missing for name in expected if name.startswith(f"{part}."))
-            and f"{part}." in missing[0]
-        ):
+        names = [name for name in expected if name.startswith(f"{part}.")]
+        if names and not any(name in tensors for name in names):
             raise CheckpointError(
                 f"{path}: holds no {part.replace('_', ' ')}, which {source} describes; use a complete file"
             )

@@ -107,11 +107,11 @@ def _read_pickle(path: Path, *, is_zip: bool) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals(_harmless()):
             contents = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
-    except pickle.UnpicklingError as error:  # torch's text would advise weights_only=False
+    except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path}: holds objects that are not tensors, which could run code, or is damaged; expected plain weights: "
             "convert it to safetensors where you trust it"
-        ) from error
+        ) from None  # torch's own text advises to switch the protection off
     except (RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise CheckpointError(f"{path}: not readable as a torch checkpoint; {_AGAIN}") from error
     return _flat(contents, path)
@@ -139,9 +139,11 @@ def _harmless() -> list[Any]:
 
     import numpy as np
 
+    scalar = np.float64(0).__reduce__()[0]
     return [
         (_Ignored, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
-        (np.float64(0).__reduce__()[0], "numpy.core.multiarray.scalar"),  # numpy 2 has moved it
+        (scalar, "numpy.core.multiarray.scalar"),  # numpy 1's name of it
+        (scalar, "numpy._core.multiarray.scalar"),
         np.dtype,
         type(np.dtype(np.float64)),
         _codecs.encode,

@@ -90,8 +90,8 @@ class OpenCLIPTextEncoder(TextEncoder):
             layers=layers,
             output_dim=projection_dim,
             act_layer=open_clip.QuickGELU if activation == "quick_gelu" else nn.GELU,
+            no_causal_mask=True,  # as a buffer it is in no file, and lost by a meta build: `forward` makes its own
         )
-        self.tower.attn_mask = None  # not in any file, and left on meta by a meta build: `forward` makes its own
         self.width, self.context_length, self.pad_id = width, context_length, pad_id
         self.layer, self.final_norm, self.causal = layer, final_norm, causal
 

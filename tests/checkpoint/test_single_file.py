@@ -10,6 +10,7 @@ import torch
 
 from ldm.checkpoint import single_file
 from ldm.checkpoint.load import CONFIGS, _check_fit
+from ldm.checkpoint.meta import on_meta
 from ldm.config import build, load_config
 from ldm.models.latent_diffusion import LatentDiffusion
 
@@ -21,8 +22,8 @@ NO_WEIGHTS = {  # in the files, and not in the model
 }
 
 
-def on_meta(config: str) -> LatentDiffusion:
-    with torch.device("meta"):
+def skeleton(config: str) -> LatentDiffusion:
+    with on_meta():
         return build(load_config(CONFIGS / f"{config}.yaml"), config)
 
 
@@ -36,7 +37,7 @@ def layout(name: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("config", ["sd-v1", "sd-v2", "sd-v2-v"])
 def test_published_layout(config: str) -> None:
     """Every tensor of the file has its place, of its shape, there and back."""
-    model, published = on_meta(config), layout(config.removesuffix("-v"))
+    model, published = skeleton(config), layout(config.removesuffix("-v"))
     published |= {
         f"model_ema.{name.replace('.', '')}": torch.empty(1) for name in published if name.startswith("model.")
     }
@@ -55,7 +56,7 @@ def test_published_layout(config: str) -> None:
     [("sd-v1", "eps", 7.5, 512), ("sd-v2", "eps", 9.0, 512), ("sd-v2-v", "v", 9.0, 768)],
 )
 def test_numbers_no_file_tells(config: str, parameterization: str, guidance_scale: float, image_size: int) -> None:
-    model = on_meta(config)
+    model = skeleton(config)
     assert (model.parameterization, model.guidance_scale, model.image_size) == (
         parameterization,
         guidance_scale,
@@ -70,4 +71,4 @@ def test_numbers_no_file_tells(config: str, parameterization: str, guidance_scal
 
 
 def test_scenes_is_small() -> None:
-    assert sum(tensor.numel() for tensor in on_meta("scenes").parameters()) < 25e6
+    assert sum(tensor.numel() for tensor in skeleton("scenes").parameters()) < 25e6

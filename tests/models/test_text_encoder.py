@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from ldm.checkpoint import text_keys
+from ldm.checkpoint.meta import on_meta
 from ldm.config import ConfigError, build
 from ldm.models.text_encoder import END, START, ClassEmbedder, NoText, OpenCLIPTextEncoder, encode
 
@@ -115,7 +116,7 @@ def test_same_tower_as_open_clip() -> None:
 
 
 def test_published_towers_on_meta() -> None:
-    with torch.device("meta"):
+    with on_meta():
         towers = {name: OpenCLIPTextEncoder(name) for name in ("ViT-L-14-quickgelu", "ViT-H-14", "ViT-bigG-14")}
     assert [tower.width for tower in towers.values()] == [768, 1024, 1280]
     assert [len(tower.tower.transformer.resblocks) for tower in towers.values()] == [12, 24, 32]
@@ -124,7 +125,7 @@ def test_published_towers_on_meta() -> None:
 
 
 def test_a_meta_build_is_whole_after_loading(scenes_tower: OpenCLIPTextEncoder) -> None:
-    with torch.device("meta"):
+    with on_meta():
         empty = OpenCLIPTextEncoder(width=128, heads=4, layers=4, context_length=64)
     empty.load_state_dict(scenes_tower.state_dict(), assign=True)
     assert not any(tensor.is_meta for tensor in (*empty.parameters(), *empty.buffers()))
