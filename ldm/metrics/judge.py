@@ -55,7 +55,7 @@ class Residual(nn.Module):
 class Judge(nn.Module):
     """(B, 3, 128, 128) in [-1, 1] → cells (B, CELL_CHANNELS, 16, 16), sky logits (B, 4)."""
 
-    def __init__(self, widths: Sequence[int] = (24, 48, 96)) -> None:
+    def __init__(self, widths: Sequence[int] = (16, 32, 64)) -> None:
         super().__init__()
         a, b, c = widths
         self.features = nn.Sequential(

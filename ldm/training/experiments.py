@@ -59,28 +59,41 @@ class Experiment(Protocol):
 
 @register("AutoencoderExperiment")
 class AutoencoderExperiment:
-    """Random crops, encoded and decoded. After the last step the latents' scale is measured, not guessed."""
+    """Crops, encoded and decoded. After the last step the latents' scale is measured, not guessed.
+
+    crop: side in pixels. tries: random crops of a picture of which the one with most detail is taken.
+    """
 
     def __init__(
-        self, model: AutoencoderKL, data: Dataset, recipe: Recipe, crop: int, kl_weight: float, l1_weight: float
+        self,
+        model: AutoencoderKL,
+        data: Dataset,
+        recipe: Recipe,
+        crop: int = 64,
+        tries: int = 1,
+        kl_weight: float = 2e-4,
+        l1_weight: float = 0.05,
+        edge_weight: float = 0.1,
     ) -> None:
-        self.trained, self.data, self.recipe, self.crop = model, data, recipe, crop
-        self.kl_weight, self.l1_weight = kl_weight, l1_weight
+        self.trained, self.data, self.recipe, self.crop, self.tries = model, data, recipe, crop, tries
+        self.weights = {"kl_weight": kl_weight, "l1_weight": l1_weight, "edge_weight": edge_weight}
         self.indices = shuffled(len(data), recipe.batch_size, recipe.seed)
 
     def prepare(self) -> None:
         self.device = next(self.trained.parameters()).device
 
     def batch(self, step: int) -> Tensor:
-        generator, crops = seeded(self.recipe.seed + 2, step), []
-        for index in self.indices(step):
-            picture = self.data.image(index)
-            top, left = (int(torch.randint(side - self.crop + 1, (1,), generator=generator)) for side in picture.shape[1:])
-            crops.append(picture[:, top : top + self.crop, left : left + self.crop])
+        generator = seeded(self.recipe.seed + 2, step)
+        pictures = [self.data.image(index) for index in self.indices(step)]
+        crops = [max((self._crop(p, generator) for _ in range(self.tries)), key=_detail) for p in pictures]
         return as_pixels(torch.stack(crops)).to(self.device, memory_format=torch.channels_last)
 
+    def _crop(self, picture: Tensor, generator: torch.Generator) -> Tensor:
+        top, left = (int(torch.randint(side - self.crop + 1, (1,), generator=generator)) for side in picture.shape[1:])
+        return picture[:, top : top + self.crop, left : left + self.crop]
+
     def loss(self, batch: Tensor, generator: torch.Generator) -> Tensor:
-        return autoencoder_loss(self.trained, batch, generator, kl_weight=self.kl_weight, l1_weight=self.l1_weight)
+        return autoencoder_loss(self.trained, batch, generator, **self.weights)
 
     @torch.no_grad()
     def result(self, trained: AutoencoderKL) -> AutoencoderKL:
@@ -96,6 +109,12 @@ class AutoencoderExperiment:
         pictures = as_pixels(torch.stack([self.data.image(i) for i in range(min(8, len(self.data)))])).to(self.device)
         remade = trained.decode(trained.encode(pictures).mode())
         return grid([*to_images(pictures), *to_images(remade)], columns=len(pictures))
+
+
+def _detail(picture: Tensor) -> float:
+    """Mean difference of neighbouring pixels."""
+    values = picture.float()
+    return (values.diff(dim=1).abs().mean() + values.diff(dim=2).abs().mean()).item()
 
 
 class Captioned(NamedTuple):

@@ -1,0 +1,189 @@
+"""Each experiment, in miniature: it learns, it can be killed, and what it saves is what `load` reads."""
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from ldm.checkpoint.load import load, load_part
+from ldm.config import build
+from ldm.data.captions import tell
+from ldm.data.scenes import sample_scene
+from ldm.models.autoencoder import AutoencoderKL
+from ldm.models.diffusion.denoiser import Conditioning, Denoiser
+from ldm.models.diffusion.schedule import NoiseSchedule
+from ldm.models.text_encoder import OpenCLIPTextEncoder
+from ldm.pipeline import txt2img
+from ldm.training.losses import autoencoder_loss, denoising_loss
+from ldm.training.reading import SLOT_CHANNELS, SLOTS, reading_loss
+from ldm.training.run import Run, read_recipe
+
+RECIPE = {"target": "Recipe", "params": {"steps": 4, "batch_size": 4, "learning_rate": 1e-2, "warmup": 1, "save_every": 2, "log_every": 1, "preview_every": 4}}  # fmt: skip
+AUTOENCODER = {"target": "AutoencoderKL", "params": {"block_out_channels": [8, 8], "layers_per_block": 1, "mid_attention": False, "norm_num_groups": 4}}  # fmt: skip
+TEXT = {"target": "OpenCLIPTextEncoder", "params": {"width": 16, "heads": 2, "layers": 1, "context_length": 16, "causal": False}}  # fmt: skip
+UNET = {"target": "UNet", "params": {"block_out_channels": [8, 16], "layers_per_block": 1, "attention_levels": [False, True], "num_heads": 2, "context_dim": 16, "norm_num_groups": 4}}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(8):
+        color = tuple(random.Random(i).choices(range(256), k=3))
+        Image.new("RGB", (32, 32), color).save(pictures / f"field-{i}.png")
+    return {"target": "ImageFolder", "params": {"path": str(pictures), "size": 32}}
+
+
+def written(path, tree):
+    import json
+
+    path.write_text(json.dumps(tree))  # JSON is YAML
+    return path
+
+
+def trained(path, folder, tree, steps=None):
+    run = Run(written(path / "recipe.yaml", tree), folder, "cpu", {"steps": steps})
+    reports = list(run.steps())
+    return run, reports
+
+
+def autoencoder_tree(data):
+    params = {"model": AUTOENCODER, "data": data, "recipe": RECIPE, "crop": 16, "tries": 2}
+    return {"target": "AutoencoderExperiment", "params": params}
+
+
+def test_autoencoder_learns_measures_its_scale_and_is_read_back(tmp_path, folder):
+    run, reports = trained(tmp_path, tmp_path / "run", autoencoder_tree(folder), steps=30)
+    losses = [report.progress.loss for report in reports]
+    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    file = run.save()
+    autoencoder = load_part(file, AutoencoderKL)
+    picture = torch.rand(2, 3, 32, 32) * 2 - 1
+    torch.testing.assert_close(autoencoder.encode(picture).mean, run.trainer.ema.encode(picture).mean)
+    data = run.experiment.data
+    z = autoencoder.encode(torch.stack([data.image(i).float() / 127.5 - 1 for i in range(8)])).mode()
+    assert z.std().item() == pytest.approx(1, rel=0.01) and abs(z.mean().item()) < 0.01
+
+
+def test_diffusion_takes_its_parts_from_files_and_draws(tmp_path, folder):
+    run, _ = trained(tmp_path, tmp_path / "autoencoder", autoencoder_tree(folder))
+    autoencoder = run.save()
+    model = {"target": "LatentDiffusion", "params": {"unet": UNET, "autoencoder": AUTOENCODER, "text_encoder": TEXT, "schedule": {"target": "NoiseSchedule"}, "parameterization": "v", "image_size": 32}}  # fmt: skip
+    params = {"model": model, "autoencoder": str(autoencoder), "data": folder, "recipe": RECIPE}
+    tree = {"target": "DiffusionExperiment", "params": params}
+    run, reports = trained(tmp_path, tmp_path / "run", tree)
+    file = run.save()
+    loaded = load(file)
+    assert loaded.autoencoder.scaling_factor == load_part(autoencoder, AutoencoderKL).scaling_factor != 1
+    preview = Path(reports[-1].preview)
+    assert Image.open(preview).size[0] > 4 * 32 and (tmp_path / "run" / "loss.png").exists()
+    (result,) = txt2img(loaded, "a field", steps=3)
+    assert result.image.size == (32, 32)
+
+
+def test_killed_in_the_middle_it_ends_with_the_same_weights(tmp_path, folder):
+    whole, _ = trained(tmp_path, tmp_path / "whole", autoencoder_tree(folder))
+    killed = Run(tmp_path / "recipe.yaml", tmp_path / "parts", "cpu", {})
+    for report in killed.steps():
+        if report.progress.step == 3:
+            break
+    resumed = Run(tmp_path / "recipe.yaml", tmp_path / "parts", "cpu", {})
+    assert resumed.resumed and resumed.trainer.step == 2
+    list(resumed.steps())
+    pairs = zip(whole.trainer.ema.parameters(), resumed.trainer.ema.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_grounding_needs_data_that_knows(folder, tmp_path):
+    model = {"target": "LatentDiffusion", "params": {"unet": UNET, "autoencoder": AUTOENCODER, "text_encoder": TEXT, "schedule": {"target": "NoiseSchedule"}}}  # fmt: skip
+    tree = {"target": "DiffusionExperiment", "params": {"model": model, "data": folder, "recipe": RECIPE, "grounding": 0.1}}
+    with pytest.raises(ValueError, match="use Scenes, or grounding 0"):
+        build(tree)
+
+
+def test_shipped_recipes_are_sound():
+    from ldm.checkpoint.load import CONFIGS
+    from ldm.config import check, load_config
+
+    for path in sorted((CONFIGS / "train").glob("*.yaml")):
+        tree = load_config(path)
+        if path.stem == "scenes":
+            tree["params"]["model"] = load_config(CONFIGS / "scenes.yaml")
+        check(tree, str(path))
+    assert read_recipe(CONFIGS / "train" / "judge.yaml", {"steps": 7})["params"]["recipe"]["params"]["steps"] == 7
+
+
+def test_perfect_denoiser_has_no_loss_and_an_idle_one_the_target_variance():
+    z = torch.randn(64, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    denoiser = Denoiser(torch.nn.Identity(), NoiseSchedule(), "v")
+
+    def answer(network):
+        denoiser.predict = network
+        return denoising_loss(denoiser, z, Conditioning(), torch.Generator().manual_seed(1)).item()
+
+    def perfect(x, sigma, cond):
+        s = sigma[:, None, None, None]
+        noise = (x - z) / s
+        return (noise - s * z) / (s**2 + 1).sqrt()
+
+    assert answer(perfect) < 1e-9
+    assert answer(lambda x, sigma, cond: torch.zeros_like(x)) == pytest.approx(1, abs=0.1)  # v has unit variance
+
+
+def test_autoencoder_loss_weighs_each_term():
+    torch.manual_seed(0)
+    model, image = build(AUTOENCODER), torch.rand(2, 3, 16, 16) * 2 - 1
+
+    def loss(**weights):
+        zero = {"kl_weight": 0.0, "l1_weight": 0.0, "edge_weight": 0.0}
+        return autoencoder_loss(model, image, torch.Generator().manual_seed(0), **(zero | weights)).item()
+
+    posterior = model.posterior(image)
+    noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(0))
+    error = model.decoder(model.post_quant_conv(posterior.sample(noise))) - image
+    plain = error.square().mean().item()
+    assert loss() == pytest.approx(plain)
+    assert loss(l1_weight=2.0) - plain == pytest.approx(2 * error.abs().mean().item(), rel=1e-4)
+    assert loss(kl_weight=3.0) - plain == pytest.approx(3 * posterior.kl().mean().item() / 768, rel=1e-3)
+    assert loss(edge_weight=1.0) > plain
+
+
+def test_reading_right_has_no_loss_and_swapped_things_do():
+    scene = next(s for s in map(sample_scene, range(100)) if len(s.things) == 2)
+    order = tell(scene, random.Random(0)).order
+    from ldm.data.scenes import SKIES
+    from ldm.training.reading import ATTRIBUTES
+
+    slots = torch.full((1, SLOTS, SLOT_CHANNELS), -15.0)
+    for slot, number in enumerate(order):
+        thing = scene.things[number]
+        slots[0, slot, 0] = 15
+        slots[0, slot, 1:3] = torch.tensor([thing.x, thing.z])
+        start = 3
+        for name, values in ATTRIBUTES.items():
+            slots[0, slot, start + values.index(getattr(thing, name))] = 15
+            start += len(values)
+    sky = torch.full((1, 4), -15.0)
+    sky[0, SKIES.index(scene.sky)] = 15
+    loss, right = reading_loss(slots, sky, [scene], [order])
+    assert loss < 1e-3 and right.item()
+    loss, right = reading_loss(slots, sky, [scene], [order[::-1]])
+    assert loss > 1 and not right.item()
+
+
+def test_order_of_mention_is_that_of_the_words():
+    for seed in range(100):
+        scene = sample_scene(seed)
+        told = tell(scene, random.Random(seed))
+        assert sorted(told.order) == list(range(len(scene.things)))
+
+
+def test_tower_trained_on_captions_is_read_back(tmp_path):
+    tree = {"target": "ReadingExperiment", "params": {"model": TEXT, "recipe": RECIPE}}
+    run, reports = trained(tmp_path, tmp_path / "run", tree)
+    assert "captions read without an error" in reports[-1].preview
+    tower = load_part(run.save(), OpenCLIPTextEncoder)
+    tokens = tower.tokenize(["a red cube"])
+    torch.testing.assert_close(tower(tokens).states, run.trainer.ema.text_encoder(tokens).states)
