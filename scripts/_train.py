@@ -9,7 +9,8 @@ from pathlib import Path
 
 def main(description: str, recipe: str, outdir: str) -> int:
     """Train by a recipe into a folder; 0 when done, 2 for a mistake in the options or the recipe."""
-    parser = argparse.ArgumentParser(description=description, epilog="Run it again on the same --outdir to go on after a stop.")
+    epilog = "Run it again on the same --outdir to go on after a stop."
+    parser = argparse.ArgumentParser(description=description, epilog=epilog)
     parser.add_argument("--config", default=recipe, metavar="YAML", help="the recipe (default: %(default)s)")
     parser.add_argument("--outdir", default=outdir, help="weights, losses and previews (default: %(default)s)")
     parser.add_argument("--steps", type=int, help="train to this step instead of the recipe's")
@@ -49,7 +50,8 @@ def train(options: argparse.Namespace) -> None:
     print(f"{options.config} on {device}, {precision} precision, into {options.outdir}", flush=True)
     if run.resumed:
         print(f"resumed at step {run.trainer.step}", flush=True)
-    with tqdm(initial=run.trainer.step, total=run.trainer.recipe.steps, unit="step", dynamic_ncols=True, mininterval=1) as bar:
+    steps = run.trainer.recipe.steps
+    with tqdm(initial=run.trainer.step, total=steps, unit="step", dynamic_ncols=True, mininterval=1) as bar:
         for report in run.steps(precision):
             bar.update()
             bar.set_postfix_str(f"loss {report.progress.loss:.4f}", refresh=False)

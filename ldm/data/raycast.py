@@ -13,11 +13,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ldm.data.scenes import CAMERA_DISTANCE, CAMERA_HEIGHT, PITCH, TAN_HALF_FOV, Scene, Thing
+from ldm.data.scenes import CAMERA_DISTANCE, CAMERA_HEIGHT, PITCH, TAN_HALF_FOV, Scene
+from ldm.data.solids import EPSILON, INFINITY, hit, normal_at, unit
 
 RGB = tuple[float, float, float]
-INFINITY = 1e9
-EPSILON = 1e-3
 
 ALBEDO: dict[str, RGB] = {  # linear light
     "red": (0.62, 0.015, 0.02),
@@ -47,20 +46,44 @@ class Weather:
 
 WEATHER = {
     "sunny": Weather(
-        zenith=(0.07, 0.22, 0.72), horizon=(0.55, 0.75, 0.95), ground=(0.46, 0.36, 0.20), sun=(1.00, 0.95, 0.85),
-        ambient=(0.30, 0.33, 0.40), sun_height=0.90, sun_size=0.03, haze=0.010,
+        zenith=(0.07, 0.22, 0.72),
+        horizon=(0.55, 0.75, 0.95),
+        ground=(0.46, 0.36, 0.20),
+        sun=(1.00, 0.95, 0.85),
+        ambient=(0.30, 0.33, 0.40),
+        sun_height=0.90,
+        sun_size=0.03,
+        haze=0.010,
     ),
     "sunset": Weather(
-        zenith=(0.22, 0.12, 0.36), horizon=(1.00, 0.38, 0.10), ground=(0.26, 0.13, 0.09), sun=(1.05, 0.76, 0.52),
-        ambient=(0.32, 0.27, 0.32), sun_height=0.50, sun_size=0.06, haze=0.010,
+        zenith=(0.22, 0.12, 0.36),
+        horizon=(1.00, 0.38, 0.10),
+        ground=(0.26, 0.13, 0.09),
+        sun=(1.05, 0.76, 0.52),
+        ambient=(0.32, 0.27, 0.32),
+        sun_height=0.50,
+        sun_size=0.06,
+        haze=0.010,
     ),
     "foggy": Weather(
-        zenith=(0.52, 0.56, 0.60), horizon=(0.62, 0.65, 0.68), ground=(0.42, 0.44, 0.45), sun=(0.42, 0.42, 0.42),
-        ambient=(0.50, 0.52, 0.54), sun_height=1.10, sun_size=0.30, haze=0.030,
+        zenith=(0.52, 0.56, 0.60),
+        horizon=(0.62, 0.65, 0.68),
+        ground=(0.42, 0.44, 0.45),
+        sun=(0.42, 0.42, 0.42),
+        ambient=(0.50, 0.52, 0.54),
+        sun_height=1.10,
+        sun_size=0.30,
+        haze=0.030,
     ),
     "night": Weather(
-        zenith=(0.002, 0.003, 0.015), horizon=(0.030, 0.045, 0.130), ground=(0.024, 0.028, 0.050),
-        sun=(0.46, 0.52, 0.66), ambient=(0.085, 0.095, 0.15), sun_height=0.80, sun_size=0.03, haze=0.008,
+        zenith=(0.002, 0.003, 0.015),
+        horizon=(0.030, 0.045, 0.130),
+        ground=(0.024, 0.028, 0.050),
+        sun=(0.46, 0.52, 0.66),
+        ambient=(0.085, 0.095, 0.15),
+        sun_height=0.80,
+        sun_size=0.03,
+        haze=0.008,
     ),
 }
 
@@ -84,7 +107,7 @@ def _camera_rays(size: int, samples: int) -> Tensor:
     up = -grid[:, None, :, None].expand(size, size, samples, samples).reshape(-1) * TAN_HALF_FOV
     y = up * math.cos(PITCH) - math.sin(PITCH)
     z = up * math.sin(PITCH) + math.cos(PITCH)
-    return _unit(torch.stack([right, y, z]))
+    return unit(torch.stack([right, y, z]))
 
 
 def _sun_directions(scene: Scene, size: int, samples: int) -> Tensor:
@@ -111,7 +134,7 @@ def _trace(scene: Scene, weather: Weather, origin: Tensor, direction: Tensor, su
         if index < 0:
             normal, albedo = torch.tensor([[0.0], [1.0], [0.0]]), weather.ground
         else:
-            normal, albedo = _normal(scene.things[index], point), ALBEDO[scene.things[index].color]
+            normal, albedo = normal_at(scene.things[index], point), ALBEDO[scene.things[index].color]
         lit = _lit(scene, weather, point + normal * EPSILON, normal, light, _rgb(albedo))
         if index >= 0 and scene.things[index].material == "shiny":
             lit = _polish(scene, weather, lit, point + normal * EPSILON, normal, along, light, bounce)
@@ -167,7 +190,7 @@ def _nearest(scene: Scene, origin: Tensor, direction: Tensor) -> tuple[Tensor, T
     distance = torch.where(direction[1] < -1e-4, -origin[1] / direction[1].clamp(max=-1e-4), INFINITY)
     winner = torch.full_like(distance, -1, dtype=torch.int64)
     for index, thing in enumerate(scene.things):
-        candidate = _hit(thing, origin, direction)
+        candidate = hit(thing, origin, direction)
         closer = candidate < distance
         distance = torch.where(closer, candidate, distance)
         winner.masked_fill_(closer, index)
@@ -177,136 +200,8 @@ def _nearest(scene: Scene, origin: Tensor, direction: Tensor) -> tuple[Tensor, T
 def _shadowed(scene: Scene, point: Tensor, sun: Tensor) -> Tensor:
     shadow = torch.zeros_like(point[0], dtype=torch.bool)
     for thing in scene.things:
-        shadow |= _hit(thing, point, sun) < INFINITY
+        shadow |= hit(thing, point, sun) < INFINITY
     return shadow
-
-
-# Solids. Each function speaks of a solid of radius r at the origin of its own frame, standing on y = 0.
-
-
-def _local(thing: Thing, vector: Tensor, is_point: bool) -> Tensor:
-    """World → the thing's own frame, (3, N)."""
-    x, y, z = vector
-    if is_point:
-        x, z = x - thing.x, z - thing.z
-    c, s = math.cos(thing.yaw), math.sin(thing.yaw)
-    return torch.stack([c * x - s * z, y, s * x + c * z])
-
-
-def _hit(thing: Thing, origin: Tensor, direction: Tensor) -> Tensor:
-    """Distance along each ray to the outside of the thing, INFINITY where it misses, (N,)."""
-    near = _meets_bound(thing, origin, direction).nonzero().squeeze(1)  # most rays miss: sort them out cheaply
-    distance = torch.full_like(origin[0], INFINITY)
-    o, d = _local(thing, origin[:, near], True), _local(thing, direction[:, near], False)
-    distance[near] = HITS[thing.shape](o, d, thing.radius)
-    return distance
-
-
-def _meets_bound(thing: Thing, origin: Tensor, direction: Tensor) -> Tensor:
-    """Whether each ray meets the sphere around the thing, (N,) bool."""
-    r = thing.radius
-    x, y, z = origin[0] - thing.x, origin[1] - 0.9 * r, origin[2] - thing.z
-    half_b = x * direction[0] + y * direction[1] + z * direction[2]
-    outside = x * x + y * y + z * z - (1.4 * r) ** 2
-    return (half_b * half_b > outside) & ((half_b < 0) | (outside < 0))
-
-
-def _normal(thing: Thing, point: Tensor) -> Tensor:
-    """Outward unit normal at surface points, world frame, (3, N)."""
-    normal = _unit(NORMALS[thing.shape](_local(thing, point, True), thing.radius))
-    x, y, z = normal
-    c, s = math.cos(thing.yaw), math.sin(thing.yaw)
-    return torch.stack([c * x + s * z, y, -s * x + c * z])
-
-
-def _first_root(a: Tensor, half_b: Tensor, c: Tensor) -> Tensor:
-    """The smaller root of a t² + 2 half_b t + c, INFINITY where there is none."""
-    discriminant = half_b * half_b - a * c
-    root = (-half_b - discriminant.clamp(min=0).sqrt()) / a
-    return torch.where((discriminant > 0) & (root > 0), root, INFINITY)
-
-
-def _hit_sphere(o: Tensor, d: Tensor, r: float) -> Tensor:
-    y = o[1] - r
-    half_b = o[0] * d[0] + y * d[1] + o[2] * d[2]
-    return _first_root(torch.ones_like(half_b), half_b, o[0] ** 2 + y**2 + o[2] ** 2 - r * r)
-
-
-def _cube_half(r: float) -> float:
-    return 0.78 * r
-
-
-def _hit_cube(o: Tensor, d: Tensor, r: float) -> Tensor:
-    h = _cube_half(r)
-    inverse = 1 / torch.where(d.abs() < 1e-6, 1e-6, d)
-    offset = torch.tensor([[0.0], [h], [0.0]])
-    low, high = (offset - h - o) * inverse, (offset + h - o) * inverse
-    enter, leave = torch.minimum(low, high).amax(0), torch.maximum(low, high).amin(0)
-    return torch.where((enter < leave) & (enter > 0), enter, INFINITY)
-
-
-def _cylinder(r: float) -> tuple[float, float]:
-    """Radius and height."""
-    return 0.76 * r, 1.8 * r
-
-
-def _hit_cylinder(o: Tensor, d: Tensor, r: float) -> Tensor:
-    radius, height = _cylinder(r)
-    a = (d[0] ** 2 + d[2] ** 2).clamp(min=1e-9)
-    side = _first_root(a, o[0] * d[0] + o[2] * d[2], o[0] ** 2 + o[2] ** 2 - radius**2)
-    y = o[1] + side * d[1]
-    side = torch.where((y >= 0) & (y <= height), side, INFINITY)
-    top = (height - o[1]) / torch.where(d[1].abs() < 1e-6, 1e-6, d[1])
-    on_top = (o[0] + top * d[0]) ** 2 + (o[2] + top * d[2]) ** 2 <= radius**2
-    return torch.minimum(side, torch.where(on_top & (top > 0), top, INFINITY))
-
-
-def _cone(r: float) -> tuple[float, float]:
-    """Radius of the foot and height."""
-    return 0.95 * r, 1.95 * r
-
-
-def _hit_cone(o: Tensor, d: Tensor, r: float) -> Tensor:
-    radius, height = _cone(r)
-    k = (radius / height) ** 2
-    y = height - o[1]
-    a = d[0] ** 2 + d[2] ** 2 - k * d[1] ** 2
-    a = torch.where(a.abs() < 1e-6, 1e-6, a)
-    half_b = o[0] * d[0] + o[2] * d[2] + k * y * d[1]
-    c = o[0] ** 2 + o[2] ** 2 - k * y**2
-    discriminant = (half_b**2 - a * c).clamp(min=0)
-    roots = torch.stack([-half_b - discriminant.sqrt(), -half_b + discriminant.sqrt()]) / a
-    heights = o[1] + roots * d[1]
-    valid = (roots > 0) & (heights >= 0) & (heights <= height) & (half_b**2 - a * c > 0)
-    return torch.where(valid, roots, INFINITY).amin(0)
-
-
-def _normal_cube(p: Tensor, r: float) -> Tensor:
-    centered = p - torch.tensor([[0.0], [_cube_half(r)], [0.0]])
-    face = centered.abs().argmax(0, keepdim=True)
-    return torch.zeros_like(p).scatter_(0, face, centered.gather(0, face).sign())
-
-
-def _normal_cylinder(p: Tensor, r: float) -> Tensor:
-    top = p[1] > _cylinder(r)[1] - EPSILON
-    return torch.stack([p[0] * ~top, top.float(), p[2] * ~top])
-
-
-def _normal_cone(p: Tensor, r: float) -> Tensor:
-    radius, height = _cone(r)
-    return torch.stack([p[0], (height - p[1]) * (radius / height) ** 2, p[2]])
-
-
-def _normal_sphere(p: Tensor, r: float) -> Tensor:
-    return p - torch.tensor([[0.0], [r], [0.0]])
-
-
-HITS = {"sphere": _hit_sphere, "cube": _hit_cube, "cylinder": _hit_cylinder, "cone": _hit_cone}
-NORMALS = {"sphere": _normal_sphere, "cube": _normal_cube, "cylinder": _normal_cylinder, "cone": _normal_cone}
-
-
-def _unit(v: Tensor) -> Tensor:
-    return v / (v * v).sum(0).sqrt().clamp(min=1e-9)
 
 
 def _rgb(color: RGB) -> Tensor:

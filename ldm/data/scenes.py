@@ -125,7 +125,8 @@ def held_out(scene: Scene) -> bool:
 
 def _sample_thing(rng: random.Random) -> Thing:
     shape, color, size, material = (rng.choice(values) for values in (SHAPES, COLORS, SIZES, MATERIALS))
-    return Thing(shape, color, size, material, rng.uniform(-2.2, 2.2), rng.uniform(-1.1, 1.3), rng.uniform(0, math.pi / 2))
+    x, z, yaw = rng.uniform(-2.2, 2.2), rng.uniform(-1.1, 1.3), rng.uniform(0, math.pi / 2)
+    return Thing(shape, color, size, material, x, z, yaw)
 
 
 def _half_width(thing: Thing) -> float:

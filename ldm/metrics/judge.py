@@ -111,7 +111,8 @@ def cells_loss(cells: Tensor, scenes: Sequence[Scene]) -> Tensor:
     places = torch.cat([at_things[:, 1:3].sigmoid(), at_things[:, 3:4]], dim=1)
     number = max(len(flat), 1)
     loss = (positive + negative) / number + (places - wanted["place"]).square().sum() / number
-    for logits, name in zip(at_things[:, 4:].split([len(v) for v in ATTRIBUTES.values()], dim=1), ATTRIBUTES, strict=True):
+    parts = at_things[:, 4:].split([len(values) for values in ATTRIBUTES.values()], dim=1)
+    for logits, name in zip(parts, ATTRIBUTES, strict=True):
         loss = loss + F.cross_entropy(logits, wanted[name])
     return loss
 

@@ -31,8 +31,8 @@ from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.text_encoder import OpenCLIPTextEncoder
 from ldm.pipeline import txt2img
 from ldm.training.grounding import Grounding
-from ldm.training.losses import autoencoder_loss, denoising_loss
 from ldm.training.loop import Recipe, seeded, shuffled
+from ldm.training.losses import autoencoder_loss, denoising_loss
 from ldm.training.reading import Reader, reading_loss
 
 Batch = Any
@@ -179,9 +179,9 @@ class DiffusionExperiment:
         return loss + self.grounding * self.trained["grounding"].loss(batch.scenes) if self.grounding else loss
 
     def result(self, trained: nn.ModuleDict) -> LatentDiffusion:
-        m = self.model
-        unet, text = trained["unet"], trained["text_encoder"]
-        return LatentDiffusion(unet, m.autoencoder, text, m.schedule, m.parameterization, m.image_size, m.guidance_scale)
+        kept = ("autoencoder", "schedule", "parameterization", "image_size", "guidance_scale")
+        parts = {name: getattr(self.model, name) for name in kept}
+        return LatentDiffusion(unet=trained["unet"], text_encoder=trained["text_encoder"], **parts)
 
     def preview(self, trained: nn.ModuleDict) -> Image.Image:
         """Eight pictures for captions of the data."""
@@ -254,4 +254,6 @@ class JudgeExperiment:
     def preview(self, trained: Judge) -> str:
         """How often it is right about renders of scenes it has never met."""
         scenes = list(islice(evaluation_scenes(), 100))
-        return shown(accuracy(scenes, trained.look(as_pixels(torch.stack([as_bytes(render(scene)) for scene in scenes])))))
+        return shown(
+            accuracy(scenes, trained.look(as_pixels(torch.stack([as_bytes(render(scene)) for scene in scenes]))))
+        )

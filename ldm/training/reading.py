@@ -61,9 +61,7 @@ def reading_loss(
     return loss, right.all(dim=1) & (sky.argmax(dim=1) == skies)
 
 
-def _answers(
-    scenes: Sequence[Scene], orders: Sequence[Sequence[int]]
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def _answers(scenes: Sequence[Scene], orders: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Presence (B, SLOTS), places (B, SLOTS, 2), attribute indices (B, SLOTS) by name."""
     present, places = torch.zeros(len(scenes), SLOTS), torch.zeros(len(scenes), SLOTS, 2)
     attributes = {name: torch.zeros(len(scenes), SLOTS, dtype=torch.int64) for name in ATTRIBUTES}

@@ -115,5 +115,6 @@ def plot_losses(table: Path, picture: Path) -> None:
 
 def current_commit() -> str:
     """The checkout's commit, "unknown" outside one."""
-    answer = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
     return answer.stdout.strip() or "unknown"

@@ -37,7 +37,8 @@ def test_each_mistake_is_counted_where_it_belongs():
     right = compare(scene, wrong_color)
     assert right["color"] == [False, True] and right["shape"] == [True, True] and right["whole"] == [False]
 
-    swapped = Finding((Seen(*scene.things[0].attributes, b.u, 0.0), Seen(*scene.things[1].attributes, a.u, 0.0)), "sunny")
+    first, second = (thing.attributes for thing in scene.things)
+    swapped = Finding((Seen(*first, b.u, 0.0), Seen(*second, a.u, 0.0)), "sunny")
     assert compare(scene, swapped)["relation"] == [False] and all(compare(scene, swapped)["color"])
 
     one = compare(scene, Finding((a,), "night"))
@@ -81,7 +82,8 @@ def test_cells_that_say_the_truth_have_the_least_loss_and_are_read_back():
     judge.forward = lambda image: (cells, torch.tensor([[9.0, 0, 0, 0]]))
     (finding,) = judge.look(torch.zeros(1, 3, 128, 128))
     assert all(all(answers) for answers in compare(scene, finding).values())
-    assert [t.u for t in sorted(finding.things, key=lambda t: t.u)] == pytest.approx([center(t)[0] for t in scene.things], abs=1e-3)
+    places = sorted(thing.u for thing in finding.things)
+    assert places == pytest.approx([center(thing)[0] for thing in scene.things], abs=1e-3)
 
 
 def logit(p):

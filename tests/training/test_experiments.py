@@ -1,5 +1,6 @@
 """Each experiment, in miniature: it learns, it can be killed, and what it saves is what `load` reads."""
 
+import json
 import random
 from pathlib import Path
 
@@ -20,10 +21,34 @@ from ldm.training.losses import autoencoder_loss, denoising_loss
 from ldm.training.reading import SLOT_CHANNELS, SLOTS, reading_loss
 from ldm.training.run import Run, read_recipe
 
-RECIPE = {"target": "Recipe", "params": {"steps": 4, "batch_size": 4, "learning_rate": 1e-2, "warmup": 1, "save_every": 2, "log_every": 1, "preview_every": 4}}  # fmt: skip
-AUTOENCODER = {"target": "AutoencoderKL", "params": {"block_out_channels": [8, 8], "layers_per_block": 1, "mid_attention": False, "norm_num_groups": 4}}  # fmt: skip
-TEXT = {"target": "OpenCLIPTextEncoder", "params": {"width": 16, "heads": 2, "layers": 1, "context_length": 16, "causal": False}}  # fmt: skip
-UNET = {"target": "UNet", "params": {"block_out_channels": [8, 16], "layers_per_block": 1, "attention_levels": [False, True], "num_heads": 2, "context_dim": 16, "norm_num_groups": 4}}  # fmt: skip
+
+def node(target, **params):
+    return {"target": target, "params": params}
+
+
+RECIPE = node("Recipe", steps=4, batch_size=4, learning_rate=1e-2, warmup=1, save_every=2, log_every=1, preview_every=4)
+AUTOENCODER = node(
+    "AutoencoderKL", block_out_channels=[8, 8], layers_per_block=1, mid_attention=False, norm_num_groups=4
+)
+TEXT = node("OpenCLIPTextEncoder", width=16, heads=2, layers=1, context_length=16, causal=False)
+UNET = node(
+    "UNet",
+    block_out_channels=[8, 16],
+    layers_per_block=1,
+    attention_levels=[False, True],
+    num_heads=2,
+    context_dim=16,
+    norm_num_groups=4,
+)
+MODEL = node(
+    "LatentDiffusion",
+    unet=UNET,
+    autoencoder=AUTOENCODER,
+    text_encoder=TEXT,
+    schedule=node("NoiseSchedule"),
+    parameterization="v",
+    image_size=32,
+)
 
 
 @pytest.fixture
@@ -33,12 +58,10 @@ def folder(tmp_path):
     for i in range(8):
         color = tuple(random.Random(i).choices(range(256), k=3))
         Image.new("RGB", (32, 32), color).save(pictures / f"field-{i}.png")
-    return {"target": "ImageFolder", "params": {"path": str(pictures), "size": 32}}
+    return node("ImageFolder", path=str(pictures), size=32)
 
 
 def written(path, tree):
-    import json
-
     path.write_text(json.dumps(tree))  # JSON is YAML
     return path
 
@@ -50,8 +73,7 @@ def trained(path, folder, tree, steps=None):
 
 
 def autoencoder_tree(data):
-    params = {"model": AUTOENCODER, "data": data, "recipe": RECIPE, "crop": 16, "tries": 2}
-    return {"target": "AutoencoderExperiment", "params": params}
+    return node("AutoencoderExperiment", model=AUTOENCODER, data=data, recipe=RECIPE, crop=16, tries=2)
 
 
 def test_autoencoder_learns_measures_its_scale_and_is_read_back(tmp_path, folder):
@@ -70,9 +92,7 @@ def test_autoencoder_learns_measures_its_scale_and_is_read_back(tmp_path, folder
 def test_diffusion_takes_its_parts_from_files_and_draws(tmp_path, folder):
     run, _ = trained(tmp_path, tmp_path / "autoencoder", autoencoder_tree(folder))
     autoencoder = run.save()
-    model = {"target": "LatentDiffusion", "params": {"unet": UNET, "autoencoder": AUTOENCODER, "text_encoder": TEXT, "schedule": {"target": "NoiseSchedule"}, "parameterization": "v", "image_size": 32}}  # fmt: skip
-    params = {"model": model, "autoencoder": str(autoencoder), "data": folder, "recipe": RECIPE}
-    tree = {"target": "DiffusionExperiment", "params": params}
+    tree = node("DiffusionExperiment", model=MODEL, autoencoder=str(autoencoder), data=folder, recipe=RECIPE)
     run, reports = trained(tmp_path, tmp_path / "run", tree)
     file = run.save()
     loaded = load(file)
@@ -97,8 +117,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_weights(tmp_path, folder):
 
 
 def test_grounding_needs_data_that_knows(folder, tmp_path):
-    model = {"target": "LatentDiffusion", "params": {"unet": UNET, "autoencoder": AUTOENCODER, "text_encoder": TEXT, "schedule": {"target": "NoiseSchedule"}}}  # fmt: skip
-    tree = {"target": "DiffusionExperiment", "params": {"model": model, "data": folder, "recipe": RECIPE, "grounding": 0.1}}
+    tree = node("DiffusionExperiment", model=MODEL, data=folder, recipe=RECIPE, grounding=0.1)
     with pytest.raises(ValueError, match="use Scenes, or grounding 0"):
         build(tree)
 
@@ -181,7 +200,7 @@ def test_order_of_mention_is_that_of_the_words():
 
 
 def test_tower_trained_on_captions_is_read_back(tmp_path):
-    tree = {"target": "ReadingExperiment", "params": {"model": TEXT, "recipe": RECIPE}}
+    tree = node("ReadingExperiment", model=TEXT, recipe=RECIPE)
     run, reports = trained(tmp_path, tmp_path / "run", tree)
     assert "captions read without an error" in reports[-1].preview
     tower = load_part(run.save(), OpenCLIPTextEncoder)

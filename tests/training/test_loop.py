@@ -1,6 +1,7 @@
 """The loop learns, stops and goes on bit for bit."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -66,7 +67,7 @@ def test_rate_warms_up_and_falls_to_its_end():
     assert recipe.rate(500) == pytest.approx(2.0 * 0.55)
     assert recipe.rate(1000) == pytest.approx(0.2)
     rates = [recipe.rate(i) for i in range(1001)]
-    assert max(rates) < 2.0 and all(a > b for a, b in zip(rates[100:], rates[101:]))
+    assert max(rates) < 2.0 and all(a > b for a, b in pairwise(rates[100:]))
 
 
 def test_a_loss_that_is_not_finite_stops_before_any_weight_is_touched(tmp_path):
