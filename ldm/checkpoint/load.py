@@ -41,7 +41,7 @@ def load(
     dtype: of the networks, whatever the file stores; None is float32. `autoencoder_dtype`: None is `dtype`.
     Raises CheckpointError or ConfigError, both ValueErrors. The file must hold every weight of the model and no other.
     """
-    path = _weights_path(name_or_path)
+    path = weights_path(name_or_path)
     weights = read(path)
     tree, source = _carried_config(weights, path) if config is None else _config_tree(config)
     with on_meta():
@@ -59,7 +59,7 @@ def load(
 
 def load_part(name_or_path: str | Path, kind: type[M]) -> M:
     """A module saved alone, with its config, in eval mode and float32: the judge, an autoencoder, a text encoder."""
-    path = _weights_path(name_or_path)
+    path = weights_path(name_or_path)
     weights = read(path)
     tree, source = _carried_config(weights, path)
     with on_meta():
@@ -115,7 +115,8 @@ def fill(
     assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 
 
-def _weights_path(name_or_path: str | Path) -> Path:
+def weights_path(name_or_path: str | Path) -> Path:
+    """The file of a shipped model's name, or the path itself."""
     return PACKAGE / "assets" / f"{name_or_path}.safetensors" if name_or_path in SHIPPED else Path(name_or_path)
 
 

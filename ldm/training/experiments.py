@@ -9,14 +9,13 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ldm.checkpoint.load import fill
+from ldm.checkpoint.load import fill, weights_path
 from ldm.checkpoint.read import read
 from ldm.config import register
 from ldm.data.captions import tell
@@ -127,7 +126,8 @@ class Captioned(NamedTuple):
 class DiffusionExperiment:
     """A denoiser of latents, and the text tower that conditions it, on a frozen autoencoder.
 
-    autoencoder, text_encoder: files that hold these parts already trained. caption_dropout: share of empty captions,
+    start: a model (its name or file) to go on from. autoencoder, text_encoder: files of parts already trained. Each
+    brings its own config, which replaces that of `model` or its part. caption_dropout: share of empty captions,
     for classifier-free guidance. train_text: move the tower too. grounding: weight of `Grounding`, for Scenes only.
     """
 
@@ -136,6 +136,7 @@ class DiffusionExperiment:
         model: LatentDiffusion,
         data: Dataset,
         recipe: Recipe,
+        start: str | None = None,
         autoencoder: str | None = None,
         text_encoder: str | None = None,
         caption_dropout: float = 0.1,
@@ -146,9 +147,9 @@ class DiffusionExperiment:
             raise ValueError(f"grounding {grounding} needs data that knows what it shows: use Scenes, or grounding 0")
         self.model, self.data, self.recipe = model, data, recipe
         self.caption_dropout, self.grounding = caption_dropout, grounding
-        for part, file in ((model.autoencoder, autoencoder), (model.text_encoder, text_encoder)):
+        for part, file in ((model, start), (model.autoencoder, autoencoder), (model.text_encoder, text_encoder)):
             if file is not None:
-                fill(part, read(Path(file)).tensors, Path(file), "this experiment")
+                fill(part, read(weights_path(file)).tensors, weights_path(file), "this experiment")
         model.autoencoder.requires_grad_(False)
         model.text_encoder.requires_grad_(train_text)
         parts: dict[str, nn.Module] = {"unet": model.unet, "text_encoder": model.text_encoder}

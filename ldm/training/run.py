@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ldm.checkpoint.load import save
+from ldm.checkpoint.load import save, weights_path
 from ldm.checkpoint.read import read
 from ldm.config import build, load_config, parse_config
 from ldm.files import atomic
@@ -80,18 +80,27 @@ class Run:
 
 
 def read_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Tree:
-    """The experiment's tree. A model given as a path is that config file's tree; a part that comes from a file
-    (`autoencoder`, `text_encoder`) brings its own config. `overrides` are fields of the recipe's `recipe`."""
+    """The experiment's tree. A model given as a path is that config file's tree; a model or a part that comes from a
+    file of weights (`start`, `autoencoder`, `text_encoder`) brings its own. `overrides` are fields of `recipe`."""
     tree = load_config(path)
     params = tree["params"]
     params["recipe"]["params"].update({k: v for k, v in (overrides or {}).items() if v is not None})
     if isinstance(params["model"], str):
         params["model"] = load_config(params["model"])
+    if isinstance(params.get("start"), str):
+        params["model"] = _carried(params["start"])
     for part in ("autoencoder", "text_encoder"):
         if isinstance(params.get(part), str):
-            carried = read(Path(params[part])).metadata["config"]
-            params["model"]["params"][part] = parse_config(carried, f"{params[part]} (its config)")
+            params["model"]["params"][part] = _carried(params[part])
     return tree
+
+
+def _carried(file: str) -> Tree:
+    """The config that came with a file of weights."""
+    config = read(weights_path(file)).metadata.get("config")
+    if config is None:
+        raise ValueError(f"{file} carries no config; use a file written by this code's training or converting")
+    return parse_config(config, f"{file} (its config)")
 
 
 def plot_losses(table: Path, picture: Path) -> None:

@@ -101,6 +101,9 @@ def test_diffusion_takes_its_parts_from_files_and_draws(tmp_path, folder):
     assert Image.open(preview).size[0] > 4 * 32 and (tmp_path / "run" / "loss.png").exists()
     (result,) = txt2img(loaded, "a field", steps=3)
     assert result.image.size == (32, 32)
+    further = node("DiffusionExperiment", model=MODEL, start=str(file), data=folder, recipe=RECIPE)
+    again = Run(written(tmp_path / "recipe.yaml", further), tmp_path / "further", "cpu", {})
+    torch.testing.assert_close(again.trainer.ema["unet"].conv_in.weight, loaded.unet.conv_in.weight)
 
 
 def test_killed_in_the_middle_it_ends_with_the_same_weights(tmp_path, folder):

@@ -1,0 +1,69 @@
+"""The training and evaluation scripts: mistakes are one sentence, and a tiny run goes through."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+def call(name, *argv, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [name, *map(str, argv)])
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
+    return exit.value.code
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    for i in range(4):
+        Image.new("RGB", (16, 16), (60 * i, 0, 200)).save(tmp_path / "pictures" / f"{i}.png")
+    model = {"block_out_channels": [8, 8], "layers_per_block": 1, "mid_attention": False, "norm_num_groups": 4}
+    steps = {"steps": 2, "batch_size": 2, "learning_rate": 1e-3, "preview_every": 2}
+    params = {
+        "crop": 16,
+        "model": {"target": "AutoencoderKL", "params": model},
+        "data": {"target": "ImageFolder", "params": {"path": str(tmp_path / "pictures"), "size": 16}},
+        "recipe": {"target": "Recipe", "params": steps},
+    }
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({"target": "AutoencoderExperiment", "params": params}))
+    return path
+
+
+def test_training_writes_weights_and_goes_on_where_it_stopped(recipe, tmp_path, capsys, monkeypatch):
+    options = ("--config", recipe, "--outdir", tmp_path / "run", "--device", "cpu")
+    assert call("train_autoencoder", *options, monkeypatch=monkeypatch) == 0
+    assert (tmp_path / "run" / "model.safetensors").exists() and (tmp_path / "run" / "preview-000002.png").exists()
+    assert call("train_autoencoder", *options, "--steps", 3, monkeypatch=monkeypatch) == 0
+    assert "resumed at step 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ('"crop"', '"crob"', "crob: unknown key; is 'crop' meant?"),
+        ('"batch_size": 2', '"batch_size": 200', "use a smaller batch_size"),
+        ("ImageFolder", "ImageFolded", "ImageFolder"),
+        ("/pictures", "/nothing", "no picture in this folder"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_one_sentence(recipe, tmp_path, capsys, monkeypatch, old, new, words):
+    recipe.write_text(recipe.read_text().replace(old, new, 1))
+    status = call("train", "--config", recipe, "--outdir", tmp_path / "run", "--device", "cpu", monkeypatch=monkeypatch)
+    error = capsys.readouterr().err
+    assert status == 2 and error.startswith("error: ") and error.count("\n") == 1
+    assert words.split(";")[0] in error
+
+
+def test_missing_files_are_one_sentence(tmp_path, capsys, monkeypatch):
+    assert call("train", "--config", tmp_path / "no.yaml", "--outdir", tmp_path / "run", monkeypatch=monkeypatch) == 2
+    assert call("evaluate_scenes", "--model", tmp_path / "no.safetensors", monkeypatch=monkeypatch) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert "no.yaml" in errors[0] and "no.safetensors" in errors[1] and len(errors) == 2
