@@ -55,14 +55,14 @@ def _check_tokens(text: str, source: str) -> None:
     """Refuse what could grow in a parser: anchors, and nesting that no config has."""
     import yaml
 
-    starts = (yaml.BlockMappingStartToken, yaml.BlockSequenceStartToken)
-    starts += (yaml.FlowMappingStartToken, yaml.FlowSequenceStartToken)
+    block_starts = (yaml.BlockMappingStartToken, yaml.BlockSequenceStartToken)
+    flow_starts = (yaml.FlowMappingStartToken, yaml.FlowSequenceStartToken)
     ends = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
     depth = 0
     for token in yaml.scan(text):
         if isinstance(token, yaml.AliasToken):
             raise ConfigError(f"{source}: YAML anchors are not read; write the value again, or ${{path.to.it}}")
-        depth += isinstance(token, starts) - isinstance(token, ends)
+        depth += isinstance(token, block_starts + flow_starts) - isinstance(token, ends)
         if depth > _MAX_DEPTH:
             raise ConfigError(f"{source}: nested deeper than {_MAX_DEPTH} levels, which is no config")
 
