@@ -9,10 +9,13 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from ldm.checkpoint.load import fill, weights_path
@@ -22,6 +25,7 @@ from ldm.data.captions import tell
 from ldm.data.datasets import Dataset, Scenes, as_bytes, as_pixels
 from ldm.data.raycast import render
 from ldm.data.scenes import Scene, evaluation_scenes, held_out, sample_scene
+from ldm.files import atomic
 from ldm.images import grid, to_images
 from ldm.metrics.judge import Judge, accuracy, judge_loss, shown
 from ldm.models.autoencoder import AutoencoderKL
@@ -41,8 +45,8 @@ class Experiment(Protocol):
     recipe: Recipe
     trained: nn.Module  # what the optimizer moves and whose moving average is kept
 
-    def prepare(self) -> None:
-        """What is done once, before the first step and on the training device."""
+    def prepare(self, folder: Path) -> None:
+        """What is done once, before the first step and on the training device; `folder` is the run's."""
 
     def batch(self, step: int) -> Batch:
         """The data of one step; a pure function of the step."""
@@ -78,7 +82,7 @@ class AutoencoderExperiment:
         self.weights = {"kl_weight": kl_weight, "l1_weight": l1_weight, "edge_weight": edge_weight}
         self.indices = shuffled(len(data), recipe.batch_size, recipe.seed)
 
-    def prepare(self) -> None:
+    def prepare(self, folder: Path) -> None:
         self.device = next(self.trained.parameters()).device
 
     def batch(self, step: int) -> Tensor:
@@ -157,15 +161,21 @@ class DiffusionExperiment:
         self.indices = shuffled(len(data), recipe.batch_size, recipe.seed)
 
     @torch.no_grad()
-    def prepare(self) -> None:
-        """Encode every picture once: the mode of its distribution, kept in float16."""
-        parts = []
-        for start in range(0, len(self.data), 32):
-            numbers = range(start, min(start + 32, len(self.data)))
-            pictures = as_pixels(torch.stack([self.data.image(i) for i in numbers])).to(self.model.device)
-            encoded = self.model.encode(pictures)
-            parts.append((encoded if isinstance(encoded, Tensor) else encoded.mode()).half().cpu())
-        self.latents = torch.cat(parts)  # (N, C, h, w)
+    def prepare(self, folder: Path) -> None:
+        """Encode every picture once, the mode of its distribution in float16, and keep that for the next start."""
+        kept = folder / "latents.safetensors"
+        if not kept.exists():
+            with atomic(kept) as file:
+                file.write(to_bytes({"z": torch.cat([self._encoded(i) for i in range(0, len(self.data), 32)])}))
+        self.latents = load_file(kept)["z"]  # (N, C, h, w)
+        if len(self.latents) != len(self.data):
+            raise ValueError(f"{kept}: {len(self.latents)} latents for {len(self.data)} pictures; delete it")
+
+    def _encoded(self, start: int) -> Tensor:
+        numbers = range(start, min(start + 32, len(self.data)))
+        pictures = as_pixels(torch.stack([self.data.image(i) for i in numbers]))
+        encoded = self.model.encode(pictures.to(self.model.device, memory_format=torch.channels_last))
+        return (encoded if isinstance(encoded, Tensor) else encoded.mode()).half().cpu().contiguous()
 
     def batch(self, step: int) -> Captioned:
         chosen, rng = self.indices(step), random.Random(f"captions {self.recipe.seed} {step}")
@@ -200,7 +210,7 @@ class ReadingExperiment:
         for embedding in (model.tower.token_embedding.weight, model.tower.positional_embedding):
             nn.init.normal_(embedding, std=0.05)
 
-    def prepare(self) -> None: ...
+    def prepare(self, folder: Path) -> None: ...
 
     def batch(self, step: int) -> tuple[Tensor, list[Scene], list[tuple[int, ...]]]:
         size = self.recipe.batch_size
@@ -235,7 +245,7 @@ class JudgeExperiment:
         self.trained, self.data, self.recipe = model, data, recipe
         self.indices = shuffled(len(data), recipe.batch_size, recipe.seed)
 
-    def prepare(self) -> None:
+    def prepare(self, folder: Path) -> None:
         self.device = next(self.trained.parameters()).device
 
     def batch(self, step: int) -> tuple[Tensor, list[Scene]]:

@@ -39,7 +39,7 @@ class Run:
         self.experiment: experiments.Experiment = build(self.tree, str(recipe_file))
         self.device = torch.device(device)
         if isinstance(self.experiment, experiments.DiffusionExperiment):
-            self.experiment.model.to(self.device)
+            self.experiment.model.to(self.device, memory_format=torch.channels_last)
         self.experiment.trained.to(self.device, memory_format=torch.channels_last)
         self.trainer = Trainer(self.experiment.trained, self.experiment.recipe, self.folder)
         self.resumed = self.trainer.resume()
@@ -47,7 +47,7 @@ class Run:
     def steps(self, precision: str = "full") -> Iterator[Report]:
         """Train to the end. precision: full, or bf16 for matrix products and convolutions in bfloat16."""
         experiment, trainer = self.experiment, self.trainer
-        experiment.prepare()
+        experiment.prepare(self.folder)
 
         def loss(batch: Any, generator: torch.Generator) -> torch.Tensor:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
