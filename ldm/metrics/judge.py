@@ -80,7 +80,7 @@ class Judge(nn.Module):
     @torch.no_grad()
     def look(self, image: Tensor, threshold: float = 0.5) -> list[Finding]:
         """What is in each picture of (B, 3, 128, 128) in [-1, 1]."""
-        cells, sky = self(image)
+        cells, sky = (answer.float().cpu() for answer in self(image))
         heat = cells[:, 0].sigmoid()  # (B, 16, 16)
         peak = (heat == F.max_pool2d(heat[:, None], 3, stride=1, padding=1)[:, 0]) & (heat > threshold)
         findings = []
@@ -98,12 +98,14 @@ def _read(cell: Tensor, column: int) -> Seen:
 
 def judge_loss(judge: Judge, image: Tensor, scenes: Sequence[Scene]) -> Tensor:
     cells, sky = judge(image)
-    return cells_loss(cells, scenes) + F.cross_entropy(sky, torch.tensor([SKIES.index(s.sky) for s in scenes]))
+    skies = torch.tensor([SKIES.index(scene.sky) for scene in scenes], device=sky.device)
+    return cells_loss(cells, scenes) + F.cross_entropy(sky, skies)
 
 
 def cells_loss(cells: Tensor, scenes: Sequence[Scene]) -> Tensor:
     """Focal loss of the heat map, squared error of the places, cross-entropy of the attributes."""
-    heat, near, flat, wanted = _targets(scenes)
+    cells = cells.float()  # in bfloat16 1 - 1e-4 is 1, and the logarithm below infinite
+    heat, near, flat, wanted = _targets(scenes, cells.device)
     probability = cells[:, 0].sigmoid().clamp(1e-4, 1 - 1e-4)
     positive = -(heat * (1 - probability) ** 2 * probability.log()).sum()
     negative = -((1 - heat) * (1 - near) ** 4 * probability**2 * (1 - probability).log()).sum()
@@ -117,7 +119,7 @@ def cells_loss(cells: Tensor, scenes: Sequence[Scene]) -> Tensor:
     return loss
 
 
-def _targets(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+def _targets(scenes: Sequence[Scene], device: torch.device) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """Heat (1 where a thing's middle is), nearness to one, flat cell indices of the things, what to answer there."""
     heat, near = torch.zeros(len(scenes), GRID, GRID), torch.zeros(len(scenes), GRID, GRID)
     axis = torch.arange(GRID)
@@ -134,7 +136,8 @@ def _targets(scenes: Sequence[Scene]) -> tuple[Tensor, Tensor, Tensor, dict[str,
             answers["place"].append([u - column, v - row, thing.z])
             for name, values in ATTRIBUTES.items():
                 answers[name].append(values.index(getattr(thing, name)))
-    return heat, near, torch.tensor(flat), {name: torch.tensor(values) for name, values in answers.items()}
+    wanted = {name: torch.tensor(values, device=device) for name, values in answers.items()}
+    return heat.to(device), near.to(device), torch.tensor(flat, device=device), wanted
 
 
 def compare(scene: Scene, finding: Finding) -> dict[str, list[bool]]:

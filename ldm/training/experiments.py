@@ -210,7 +210,8 @@ class ReadingExperiment:
         for embedding in (model.tower.token_embedding.weight, model.tower.positional_embedding):
             nn.init.normal_(embedding, std=0.05)
 
-    def prepare(self, folder: Path) -> None: ...
+    def prepare(self, folder: Path) -> None:
+        self.device = next(self.trained.parameters()).device
 
     def batch(self, step: int) -> tuple[Tensor, list[Scene], list[tuple[int, ...]]]:
         size = self.recipe.batch_size
@@ -218,7 +219,8 @@ class ReadingExperiment:
         scenes = [scene for scene in drawn if not held_out(scene)]  # a little fewer than batch_size
         rng = random.Random(f"reading {step}")
         told = [tell(scene, rng, complete=rng.random() < 0.75) for scene in scenes]
-        return self.trained.text_encoder.tokenize([t.text for t in told]), scenes, [t.order for t in told]
+        tokens = self.trained.text_encoder.tokenize([t.text for t in told]).to(self.device)
+        return tokens, scenes, [t.order for t in told]
 
     def loss(self, batch: tuple[Tensor, list[Scene], list[tuple[int, ...]]], generator: torch.Generator) -> Tensor:
         tokens, scenes, orders = batch
@@ -232,7 +234,7 @@ class ReadingExperiment:
         """How well it reads captions of scenes it has never met."""
         scenes = list(islice(evaluation_scenes(), 256))
         told = [tell(scene, random.Random(i)) for i, scene in enumerate(scenes)]
-        tokens = trained.text_encoder.tokenize([t.text for t in told])
+        tokens = trained.text_encoder.tokenize([t.text for t in told]).to(self.device)
         loss, right = reading_loss(*trained(tokens), scenes, [t.order for t in told])
         return f"held-out loss {loss:.3f}, captions read without an error {right.float().mean():.1%}"
 
@@ -265,6 +267,5 @@ class JudgeExperiment:
     def preview(self, trained: Judge) -> str:
         """How often it is right about renders of scenes it has never met."""
         scenes = list(islice(evaluation_scenes(), 100))
-        return shown(
-            accuracy(scenes, trained.look(as_pixels(torch.stack([as_bytes(render(scene)) for scene in scenes]))))
-        )
+        pictures = as_pixels(torch.stack([as_bytes(render(scene)) for scene in scenes])).to(self.device)
+        return shown(accuracy(scenes, trained.look(pictures)))

@@ -48,7 +48,7 @@ def reading_loss(
 
     orders: for each scene its things as the caption names them.
     """
-    present, places, attributes = _answers(scenes, orders)
+    present, places, attributes = _answers(scenes, orders, slots.device)
     cost = F.binary_cross_entropy_with_logits(slots[..., 0], present, reduction="none")  # (B, SLOTS)
     cost = cost + present * (slots[..., 1:3] - places).square().sum(dim=2)
     right = (slots[..., 0] > 0) == (present > 0)
@@ -61,7 +61,9 @@ def reading_loss(
     return loss, right.all(dim=1) & (sky.argmax(dim=1) == skies)
 
 
-def _answers(scenes: Sequence[Scene], orders: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def _answers(
+    scenes: Sequence[Scene], orders: Sequence[Sequence[int]], device: torch.device
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Presence (B, SLOTS), places (B, SLOTS, 2), attribute indices (B, SLOTS) by name."""
     present, places = torch.zeros(len(scenes), SLOTS), torch.zeros(len(scenes), SLOTS, 2)
     attributes = {name: torch.zeros(len(scenes), SLOTS, dtype=torch.int64) for name in ATTRIBUTES}
@@ -71,4 +73,4 @@ def _answers(scenes: Sequence[Scene], orders: Sequence[Sequence[int]]) -> tuple[
             places[b, i] = torch.tensor([thing.x, thing.z])
             for name, values in ATTRIBUTES.items():
                 attributes[name][b, i] = values.index(getattr(thing, name))
-    return present, places, attributes
+    return present.to(device), places.to(device), {name: values.to(device) for name, values in attributes.items()}
