@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+_STALE = 600.0  # seconds: writing one file takes far less, so an older part of one has no owner any more
 
 
 @contextmanager
@@ -29,6 +32,15 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         os.unlink(part)
         raise
+
+
+def sweep(folder: Path, *patterns: str) -> None:
+    """Remove what killed processes left half done: files of these names that nobody has touched for a while."""
+    for pattern in patterns:
+        for leftover in folder.glob(pattern):
+            with suppress(FileNotFoundError):  # its owner has just finished
+                if time.time() - leftover.stat().st_mtime > _STALE:
+                    leftover.unlink()
 
 
 def _umask() -> int:

@@ -19,7 +19,7 @@ def starting_noise(seeds: Sequence[int], shape: tuple[int, int, int]) -> Tensor:
 
 def keyed_noise(seeds: Sequence[int], shape: Sequence[int], key: str) -> Tensor:
     """(B, *shape) float32 on the CPU: streams that are independent of each other and of starting_noise for each key."""
-    return torch.cat([_draw(_hash(f"{seed}:{key}"), shape) for seed in seeds])
+    return torch.cat([_draw(seed_of(f"{seed}:{key}"), shape) for seed in seeds])
 
 
 class StepNoise:
@@ -47,6 +47,6 @@ def _draw(seed: int, shape: Sequence[int]) -> Tensor:
     return torch.randn((1, *shape), generator=generator, dtype=torch.float32, device="cpu")
 
 
-def _hash(key: str) -> int:
-    """32 bits: torch's CPU generator takes no more of a seed."""
+def seed_of(key: str) -> int:
+    """A seed of 32 bits, since torch's CPU generator takes no more of one: the rest of a larger number is ignored."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big")

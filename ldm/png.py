@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,11 +13,10 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ldm.files import atomic
+from ldm.files import atomic, sweep
 from ldm.images import open_image
 
 CHUNK = "ldm"  # the text chunk with the whole request as JSON; `parameters` beside it is for other programs
-_STALE = 600.0  # seconds: writing one picture takes less than one, so an older part file has no owner any more
 
 
 def parameters_text(prompt: str, negative_prompt: str, settings: Mapping[str, object]) -> str:
@@ -80,9 +78,7 @@ class Folder:
             probe = self.path / f".{os.getpid()}.probe"
             probe.write_bytes(b"")
             probe.unlink()
-            for leftover in (*self.path.glob(".*.claim"), *self.path.glob(".*.png.*.part")):
-                if time.time() - leftover.stat().st_mtime > _STALE:
-                    leftover.unlink(missing_ok=True)
+            sweep(self.path, ".*.claim", ".*.png.*.part")
         except OSError as error:
             why = error.strerror
             raise ValueError(f"{path}: pictures cannot be written there ({why}); choose another folder") from error

@@ -86,7 +86,7 @@ class AutoencoderExperiment:
         self.device = next(self.trained.parameters()).device
 
     def batch(self, step: int) -> Tensor:
-        generator = seeded(self.recipe.seed + 2, step)
+        generator = seeded("crops", self.recipe.seed, step)
         pictures = [self.data.image(index) for index in self.indices(step)]
         crops = [max((self._crop(p, generator) for _ in range(self.tries)), key=_detail) for p in pictures]
         return as_pixels(torch.stack(crops)).to(self.device, memory_format=torch.channels_last)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ldm.config import register
-from ldm.files import atomic
+from ldm.files import atomic, sweep
+from ldm.noise import seed_of
 
 Batch = Any
 Loss = Callable[[Batch, torch.Generator], Tensor]
@@ -44,6 +45,11 @@ class Recipe:
     log_every: int = 50
     save_every: int = 500
     preview_every: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "learning_rate", "log_every", "save_every", "preview_every"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"recipe: {name} is {getattr(self, name)}; give a number above 0")
 
     def rate(self, step: int) -> float:
         warm = min(1.0, (step + 1) / max(self.warmup, 1))
@@ -77,18 +83,30 @@ class Trainer:
         self.step = 0
         self.unlogged: list[float] = []
         folder.mkdir(parents=True, exist_ok=True)
+        sweep(folder, ".*.part")
 
     def resume(self) -> bool:
         """Go on from the folder's checkpoint if there is one; losses logged after it are dropped."""
         path = self.folder / CHECKPOINT
-        if not path.exists():
-            return False
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
-        return True
+        if path.exists():
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            try:
+                self.model.load_state_dict(state["model"])
+                self.ema.load_state_dict(state["ema"])
+                self.optimizer.load_state_dict(state["optimizer"])
+            except (RuntimeError, ValueError) as error:
+                raise ValueError(f"{path}: the checkpoint of another model; choose another folder") from error
+            self.step = state["step"]
+        self._forget_later_losses()
+        return path.exists()
+
+    def _forget_later_losses(self) -> None:
+        path = self.folder / LOSSES
+        if path.exists():
+            rows = path.read_text().splitlines()
+            kept = [row for row in rows if "," in row and int(row.partition(",")[0]) <= self.step]
+            with atomic(path) as file:
+                file.write("".join(f"{row}\n" for row in kept).encode())
 
     def save(self) -> None:
         state = {"model": self.model.state_dict(), "ema": self.ema.state_dict(), "step": self.step}
@@ -102,7 +120,8 @@ class Trainer:
         while self.step < recipe.steps:
             for group in self.optimizer.param_groups:
                 group["lr"] = recipe.rate(self.step)
-            value = loss(batch(self.step), seeded(recipe.seed, self.step))
+            torch.manual_seed(seed_of(f"dropout {recipe.seed} {self.step}"))
+            value = loss(batch(self.step), seeded("loss", recipe.seed, self.step))
             self.optimizer.zero_grad(set_to_none=True)
             value.backward()
             norm = nn.utils.clip_grad_norm_(parameters, recipe.clip)
@@ -129,9 +148,9 @@ class Trainer:
             self.unlogged = []
 
 
-def seeded(seed: int, step: int) -> torch.Generator:
-    """The generator of one step's random numbers."""
-    return torch.Generator().manual_seed((seed << 32) + step)
+def seeded(*key: str | int) -> torch.Generator:
+    """The generator of the random numbers of one purpose in one step, say ("crops", seed, step)."""
+    return torch.Generator().manual_seed(seed_of(f"training {key}"))
 
 
 def shuffled(length: int, batch_size: int, seed: int) -> Callable[[int], list[int]]:
@@ -142,7 +161,7 @@ def shuffled(length: int, batch_size: int, seed: int) -> Callable[[int], list[in
 
     def indices(step: int) -> list[int]:
         epoch, position = divmod(step, per_epoch)
-        order = torch.randperm(length, generator=seeded(seed + 1, epoch))
+        order = torch.randperm(length, generator=seeded("order", seed, epoch))
         return order[position * batch_size : (position + 1) * batch_size].tolist()
 
     return indices

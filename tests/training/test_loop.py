@@ -1,6 +1,7 @@
 """The loop learns, stops and goes on bit for bit."""
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -84,6 +85,47 @@ def test_losses_are_logged_as_means(tmp_path):
     rows = [line.split(",") for line in (tmp_path / "loss.csv").read_text().split()]
     assert [int(step) for step, _ in rows] == [5, 10, 15, 20]
     assert [float(x) for _, x in rows] == pytest.approx([sum(losses[i : i + 5]) / 5 for i in range(0, 20, 5)])
+
+
+def test_losses_after_the_checkpoint_are_forgotten_when_it_goes_on(tmp_path):
+    recipe = replace(RECIPE, log_every=1)
+    run(trainer(tmp_path, recipe), stop=7)
+    resumed = trainer(tmp_path, recipe)
+    assert resumed.resume()
+    run(resumed)
+    steps = [int(line.split(",")[0]) for line in (tmp_path / "loss.csv").read_text().split()]
+    assert steps == list(range(1, 21))
+
+
+def test_another_models_checkpoint_is_refused(tmp_path):
+    run(trainer(tmp_path), stop=5)
+    with pytest.raises(ValueError, match="another model"):
+        Trainer(nn.Linear(2, 2), RECIPE, tmp_path).resume()
+
+
+def test_random_numbers_depend_on_purpose_seed_and_step():
+    keys = [("loss", 0, 1), ("loss", 0, 2), ("loss", 1, 1), ("order", 0, 1)]
+    assert len({torch.randn(1, generator=seeded(*key)).item() for key in keys}) == len(keys)
+
+
+def test_what_torch_draws_by_itself_is_the_same_after_a_kill(tmp_path):
+    def dropped(t, stop=None):
+        network = nn.Sequential(nn.Dropout(0.5), t.model)
+        for progress in t.run(batch, lambda x, g: network(x).square().mean()):
+            if progress.step == stop:
+                break
+        return t.model[0].weight
+
+    whole = dropped(trainer(tmp_path / "whole"))
+    dropped(trainer(tmp_path / "parts"), stop=7)
+    resumed = trainer(tmp_path / "parts")
+    resumed.resume()
+    assert torch.equal(dropped(resumed), whole)
+
+
+def test_numbers_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="save_every is 0"):
+        replace(RECIPE, save_every=0)
 
 
 def test_every_item_once_an_epoch_in_another_order():
