@@ -78,6 +78,8 @@ class AutoencoderExperiment:
         l1_weight: float = 0.05,
         edge_weight: float = 0.1,
     ) -> None:
+        if crop % model.downsample_factor:
+            raise ValueError(f"crop {crop} is not a multiple of {model.downsample_factor}, as this autoencoder needs")
         self.trained, self.data, self.recipe, self.crop, self.tries = model, data, recipe, crop, tries
         self.weights = {"kl_weight": kl_weight, "l1_weight": l1_weight, "edge_weight": edge_weight}
         self.indices = shuffled(len(data), recipe.batch_size, recipe.seed)
@@ -92,6 +94,8 @@ class AutoencoderExperiment:
         return as_pixels(torch.stack(crops)).to(self.device, memory_format=torch.channels_last)
 
     def _crop(self, picture: Tensor, generator: torch.Generator) -> Tensor:
+        if min(picture.shape[1:]) < self.crop:
+            raise ValueError(f"crop {self.crop} does not fit into a picture of {tuple(picture.shape[1:])}; lower it")
         top, left = (int(torch.randint(side - self.crop + 1, (1,), generator=generator)) for side in picture.shape[1:])
         return picture[:, top : top + self.crop, left : left + self.crop]
 

@@ -63,7 +63,7 @@ class Run:
         tree = self.tree["params"]["model"]
         for name in ("scaling_factor", "shift_factor"):
             if hasattr(module, name):
-                tree["params"][name] = getattr(module, name)
+                tree.setdefault("params", {})[name] = getattr(module, name)
         provenance = {"steps": str(self.trainer.step), "seed": str(self.trainer.recipe.seed), "commit": commit}
         save(module, self.folder / WEIGHTS, config=tree, metadata=provenance)
         return self.folder / WEIGHTS
@@ -83,8 +83,11 @@ def read_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     """The experiment's tree. A model given as a path is that config file's tree; a model or a part that comes from a
     file of weights (`start`, `autoencoder`, `text_encoder`) brings its own. `overrides` are fields of `recipe`."""
     tree = load_config(path)
-    params = tree["params"]
-    params["recipe"]["params"].update({k: v for k, v in (overrides or {}).items() if v is not None})
+    params = tree.get("params")
+    recipe = params.get("recipe") if isinstance(params, dict) else None
+    if not isinstance(params, dict) or "model" not in params or not isinstance(recipe, dict):
+        raise ValueError(f"{path}: not a training recipe, which has a model and a recipe; see configs/train")
+    recipe.setdefault("params", {}).update({k: v for k, v in (overrides or {}).items() if v is not None})
     if isinstance(params["model"], str):
         params["model"] = load_config(params["model"])
     if isinstance(params.get("start"), str):
@@ -113,6 +116,8 @@ def plot_losses(table: Path, picture: Path) -> None:
         return
     with table.open() as file:
         rows = [(int(step), float(loss)) for step, loss in csv.reader(file)]
+    if not rows:
+        return
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(*zip(*rows, strict=True), linewidth=1)
@@ -123,7 +128,10 @@ def plot_losses(table: Path, picture: Path) -> None:
 
 
 def current_commit() -> str:
-    """The checkout's commit, "unknown" outside one."""
+    """The checkout's commit, "unknown" outside one or without git."""
     command = ["git", "rev-parse", "--short", "HEAD"]
-    answer = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
+    except OSError:
+        return "unknown"
     return answer.stdout.strip() or "unknown"

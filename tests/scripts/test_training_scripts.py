@@ -52,6 +52,8 @@ def test_training_writes_weights_and_goes_on_where_it_stopped(recipe, tmp_path, 
         ('"batch_size": 2', '"batch_size": 200', "use a smaller batch_size"),
         ("ImageFolder", "ImageFolded", "ImageFolder"),
         ("/pictures", "/nothing", "no picture in this folder"),
+        ('"crop": 16', '"crop": 17', "crop 17 is not a multiple of 2"),
+        ('"recipe"', '"recipes"', "not a training recipe"),
     ],
 )
 def test_mistakes_in_a_recipe_are_one_sentence(recipe, tmp_path, capsys, monkeypatch, old, new, words):
