@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from _device import find_device
 from _output import Bar, Interrupts, Output
 from _record import DTYPES, compare, source, take_over
 from PIL import Image
@@ -63,14 +64,11 @@ def _autocast(device: str, precision: str) -> AbstractContextManager[Any]:
 
 def choose_device(options: argparse.Namespace) -> tuple[str, str]:
     """(device, precision), said aloud; ValueError if the one asked for is not there."""
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    auto = options.device == "auto"
-    device = next(name for name in ("cuda", "mps", "cpu") if there[name]) if auto else options.device
-    if not there[device]:
-        raise ValueError(f"--device {device}: torch {torch.__version__} finds none here; use --device cpu or auto")
+    device = find_device(options.device)
     precision = options.precision or ("full" if device == "cpu" else "fp16")
     name = f" ({torch.cuda.get_device_name()})" if device == "cuda" else ""
-    print(f"device: {device}{name}{', chosen by auto' if auto else ''}; precision: {precision}")
+    by = ", chosen by auto" if options.device == "auto" else ""
+    print(f"device: {device}{name}{by}; precision: {precision}")
     return device, precision
 
 

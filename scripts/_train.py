@@ -34,7 +34,7 @@ def main(description: str, recipe: str, outdir: str) -> int:
 
 
 def train(options: argparse.Namespace) -> None:
-    import torch
+    from _device import find_device
     from tqdm import tqdm
 
     from ldm.config import load_plugin
@@ -42,9 +42,7 @@ def train(options: argparse.Namespace) -> None:
 
     if options.plugin:
         load_plugin(options.plugin)
-    device = options.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = find_device(options.device)
     precision = ("bf16" if device == "cuda" else "full") if options.precision == "auto" else options.precision
     run = Run(options.config, Path(options.outdir), device, {"steps": options.steps, "batch_size": options.batch_size})
     print(f"{options.config} on {device}, {precision} precision, into {options.outdir}", flush=True)

@@ -32,7 +32,7 @@ def main() -> int:
 
 
 def run(options: argparse.Namespace) -> str:
-    import torch
+    from _device import find_device
     from tqdm import tqdm
 
     from ldm.checkpoint.load import load, load_part
@@ -43,8 +43,7 @@ def run(options: argparse.Namespace) -> str:
 
     if options.prompts < 2:
         raise ValueError(f"--prompts {options.prompts}: at least 2 are needed")
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if options.device == "auto" else options.device
-    model, judge = load(options.model, device=device), load_part(options.judge, Judge)
+    model, judge = load(options.model, device=find_device(options.device)), load_part(options.judge, Judge)
     settings = {"steps": options.steps, "sampler": options.sampler, "spacing": options.spacing}
     settings |= {"guidance_scale": options.scale, "batch_size": options.batch_size}
     with tqdm(total=options.prompts, desc="drawing", unit="image", dynamic_ncols=True) as bar:

@@ -19,8 +19,6 @@ from ldm.metrics.judge import Judge, accuracy
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.pipeline import txt2img
 
-NAMES = ("count", "shape", "color", "size", "material", "relation", "sky")
-
 
 def fresh_prompts(number: int, seed: int) -> tuple[list[Scene], list[str]]:
     """Scenes with combinations of attributes that training never saw, and a complete caption of each."""
