@@ -28,7 +28,7 @@ DEFAULTS: dict[str, Any] = {
     "device": "auto",
     "outdir": "outputs",
 }
-WITH_REPRODUCE = {"model", "config", "device", "init_img", "outdir", "debug", "reproduce"}
+WITH_REPRODUCE = {"model", "config", "plugin", "device", "init_img", "outdir", "debug", "reproduce"}
 
 
 def main(command: str, argv: Sequence[str] | None = None) -> int:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ldm import images
 from ldm.checkpoint.load import load
+from ldm.config import load_plugin
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.pipeline import Progress, generate
 from ldm.png import Folder
@@ -28,6 +29,8 @@ def draw(options: argparse.Namespace) -> int:
     init = None if getattr(options, "init_img", None) is None else images.load_image(options.init_img)
     device, precision = choose_device(options)
 
+    if options.plugin is not None:
+        load_plugin(options.plugin)
     dtype = DTYPES[precision]
     model = load(options.model, config=options.config, device=device, dtype=dtype, autoencoder_dtype=torch.float32)
     _check_model(options, model)

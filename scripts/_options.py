@@ -147,6 +147,7 @@ def make_parser(command: str) -> Parser:
         "model",
         ("--model --ckpt", str, "NAME|FILE", "a model's name or its file (scenes)"),
         ("--config", str, "NAME|YAML", "the architecture, for a file that does not say"),
+        ("--plugin", str, "FILE", "a Python file to run first, which registers classes that the config names"),
         ("--C", whole(1, 1024), "N", "latent channels; checked against the model"),
         ("--f", whole(1, 1024), "N", "downsampling factor; checked against the model"),
         ("--device", one_of("auto", "cpu", "cuda", "mps"), "NAME", "auto, cpu, cuda, mps (auto)"),

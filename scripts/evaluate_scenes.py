@@ -11,6 +11,7 @@ from pathlib import Path
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="scenes", help="a shipped model or a file (default: %(default)s)")
+    parser.add_argument("--plugin", metavar="FILE", help="a Python file that registers the model's own classes")
     parser.add_argument("--judge", default="judge", help="the judge's weights (default: the shipped ones)")
     parser.add_argument("--prompts", type=int, default=500, metavar="N", help="how many (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of prompts and pictures (default: %(default)s)")
@@ -36,6 +37,7 @@ def run(options: argparse.Namespace) -> str:
     from tqdm import tqdm
 
     from ldm.checkpoint.load import load, load_part
+    from ldm.config import load_plugin
     from ldm.images import grid
     from ldm.metrics.evaluate import evaluate
     from ldm.metrics.judge import Judge
@@ -43,6 +45,8 @@ def run(options: argparse.Namespace) -> str:
 
     if options.prompts < 2:
         raise ValueError(f"--prompts {options.prompts}: at least 2 are needed")
+    if options.plugin:
+        load_plugin(options.plugin)
     model, judge = load(options.model, device=find_device(options.device)), load_part(options.judge, Judge)
     settings = {"steps": options.steps, "sampler": options.sampler, "spacing": options.spacing}
     settings |= {"guidance_scale": options.scale, "batch_size": options.batch_size}

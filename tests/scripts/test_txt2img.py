@@ -274,6 +274,7 @@ def test_a_failure_is_one_sentence_and_status_1(txt2img: Run, monkeypatch: pytes
         (("--prompt", "a", "--precision", "int4"), "there are full, autocast, fp16, bf16"),
         (("--prompt", "a", "--model", "none.ckpt"), "--model none.ckpt: there is no such file"),
         (("--prompt", "a", "--config", "none.yaml"), "--config none.yaml: there is no such file"),
+        (("--prompt", "a", "--plugin", "none.py"), "none.py: a plugin must be an existing .py file"),
         (("--prompt", "a", "--C", "3"), "--C 3: this model has 4"),
         (("--prompt", "a", "--f", "4"), "--f 4: this model has 8"),
         (("--prompt", "a", "--outdir", "p.txt"), "p.txt: pictures cannot be written there"),
@@ -308,6 +309,12 @@ def test_no_gpu_is_one_sentence(txt2img: Run, capsys: Capture, monkeypatch: pyte
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     assert txt2img(*DRAW, "--device", "auto") == 0
     assert "device: cpu, chosen by auto; precision: full" in capsys.readouterr().out
+
+
+def test_a_plugin_runs_before_the_model_is_built(txt2img: Run, capsys: Capture) -> None:
+    Path("mine.py").write_text("print('plugged in')\n")
+    assert txt2img(*DRAW, "--plugin", "mine.py") == 0
+    assert "plugged in" in capsys.readouterr().out
 
 
 def test_a_full_disk_loses_nothing(txt2img: Run, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
