@@ -41,8 +41,7 @@ def load_image(path: str | Path, *, background: tuple[int, int, int] = BACKGROUN
             raise ValueError(f"{path}: 32-bit float has no agreed white; save it with 8 or 16 bits a channel")
         try:
             image.load()
-            upright = ImageOps.exif_transpose(image)
-            return _to_rgb(upright, background)
+            return to_rgb(image, background)
         except _UNREADABLE as error:
             raise ValueError(f"{path}: the picture is broken or cut off ({error}); save or copy it again") from error
 
@@ -70,8 +69,9 @@ def open_image(path: str | Path) -> Image.Image:
         raise ValueError(f"{path}: not a picture that can be read here; save it as PNG or JPEG") from error
 
 
-def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """Any Pillow mode but float to 8-bit RGB."""
+def to_rgb(image: Image.Image, background: tuple[int, int, int] = BACKGROUND) -> Image.Image:
+    """Any Pillow mode but float to 8-bit RGB, upright, transparency laid over `background`."""
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit gray; Pillow also calls it "I", 32 bits wide
         gray = np.asarray(image).astype(np.float64) / 257  # 65535 / 257 = 255
         return Image.fromarray(np.rint(gray).clip(0, 255).astype(np.uint8)).convert("RGB")

@@ -113,7 +113,7 @@ def img2img(
     first of them. Strength 0 gives the autoencoder's round trip; 1 what txt2img would, nothing left of the picture.
     `init_image` is scaled and cropped to height x width; by default that is its own size, as `picture_size` says.
     """
-    image = init_image if isinstance(init_image, Image.Image) else images.load_image(init_image)
+    image = images.to_rgb(init_image) if isinstance(init_image, Image.Image) else images.load_image(init_image)
     height, width = picture_size(model, image.size, height, width)
     items = make_items(prompt, negative_prompt, seed, num_images)
     settings = resolve(model, height, width, steps, sampler, spacing, eta, guidance_scale, strength)

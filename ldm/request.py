@@ -89,8 +89,9 @@ def resolve(
         raise ValueError(f"eta is {eta:g}, but sampler {sampler} has none; leave it out or take ddim")
     if parameter is not None and eta is None:
         eta = parameter.default
-    if not 1 <= steps <= MAX_STEPS:
-        raise ValueError(f"steps is {steps}; it can be 1 … {MAX_STEPS}")
+    most = min(MAX_STEPS, model.schedule.num_timesteps)
+    if not 1 <= steps <= most:
+        raise ValueError(f"steps is {steps}; it can be 1 … {most}")
     if eta is not None and not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; it can be 0 (nothing random in a step) … 1")
     scale = model.guidance_scale if guidance_scale is None else guidance_scale

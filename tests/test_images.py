@@ -42,7 +42,7 @@ def test_modes_become_rgb(tmp_path: Path, mode: str) -> None:
     image = PICTURE.convert("RGB").convert("L").convert(mode) if mode == "LA" else PICTURE.convert(mode)
     name = "a.tif" if mode in ("CMYK", "YCbCr", "HSV") else "a.png"
     if mode == "HSV":  # no format stores it
-        assert images._to_rgb(image, (255, 255, 255)).mode == "RGB"
+        assert images.to_rgb(image).mode == "RGB"
         return
     loaded = images.load_image(saved(tmp_path, image, name))
     assert loaded.mode == "RGB" and loaded.size == PICTURE.size
