@@ -15,7 +15,7 @@ from PIL import ImageChops
 from PIL.PngImagePlugin import PngInfo
 
 from ldm import images
-from ldm.checkpoint.load import PACKAGE, SHIPPED
+from ldm.checkpoint.load import weights_path
 from ldm.pipeline import Result
 from ldm.png import parameters_text, read_request, text_chunks
 from ldm.request import Item, Settings
@@ -35,7 +35,7 @@ def source(options: argparse.Namespace, device: str, precision: str) -> dict[str
         "version": ours,
         "torch": torch.__version__,
         "command": options.command,
-        "model": {"name": options.model, "config": options.config, "sha256": sha256(_model_file(options.model))},
+        "model": {"name": options.model, "config": options.config, "sha256": sha256(weights_path(options.model))},
         "device": device,
         "device_name": torch.cuda.get_device_name() if device == "cuda" else device,
         "precision": precision,
@@ -118,10 +118,6 @@ def compare(original: str, remade: Path) -> int:
         file=sys.stderr,
     )
     return 1
-
-
-def _model_file(name: str) -> Path:
-    return PACKAGE / "assets" / f"{name}.safetensors" if name in SHIPPED else Path(name)
 
 
 def sha256(path: str | Path) -> str:

@@ -21,6 +21,7 @@ SHAPES = ("sphere", "cube", "cylinder", "cone")
 COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "gray")
 SIZES = ("small", "large")
 MATERIALS = ("matte", "shiny")
+ATTRIBUTES = {"shape": SHAPES, "color": COLORS, "size": SIZES, "material": MATERIALS}  # of a thing
 SKIES = ("sunny", "sunset", "foggy", "night")
 RELATIONS = ("left of", "right of", "in front of", "behind")
 INVERSE = {"left of": "right of", "right of": "left of", "in front of": "behind", "behind": "in front of"}

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.config import register
-from ldm.data.scenes import COLORS, INVERSE, MATERIALS, SHAPES, SIZES, SKIES, Relation, Scene, Thing, center
+from ldm.data.scenes import ATTRIBUTES, INVERSE, SKIES, Relation, Scene, Thing, center
 
-ATTRIBUTES = {"shape": SHAPES, "color": COLORS, "size": SIZES, "material": MATERIALS}
 GRID = 16
 CELL_CHANNELS = 1 + 3 + sum(map(len, ATTRIBUTES.values()))  # heat; offset u, offset v, depth z; attributes
 

@@ -12,12 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.data.scenes import COLORS, MATERIALS, SHAPES, SIZES, SKIES, Scene
+from ldm.data.scenes import ATTRIBUTES, SKIES, Scene
 from ldm.models.text_encoder import TextEncoder
 from ldm.modules.attention import BasicTransformerBlock
 
 SLOTS = 3
-ATTRIBUTES = {"shape": SHAPES, "color": COLORS, "size": SIZES, "material": MATERIALS}
 SLOT_CHANNELS = 1 + 2 + sum(map(len, ATTRIBUTES.values()))  # presence; x, z; attributes
 
 

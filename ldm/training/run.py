@@ -15,6 +15,7 @@ from ldm.checkpoint.load import save, weights_path
 from ldm.checkpoint.read import read
 from ldm.config import build, load_config, parse_config
 from ldm.files import atomic
+from ldm.png import write_png
 from ldm.training import experiments
 from ldm.training.loop import LOSSES, Progress, Trainer
 
@@ -74,8 +75,7 @@ class Run:
         if isinstance(preview, str):
             return preview
         path = self.folder / f"preview-{step:06}.png"
-        with atomic(path) as file:
-            preview.save(file, "PNG")
+        write_png(preview, path)
         return str(path)
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from ldm.data.scenes import Relation, Scene, Thing, center, sample_scene
+from ldm.data.scenes import ATTRIBUTES, Relation, Scene, Thing, center, sample_scene
 from ldm.metrics.evaluate import frechet_distance, fresh_prompts
-from ldm.metrics.judge import ATTRIBUTES, CELL_CHANNELS, GRID, Finding, Judge, Seen, accuracy, cells_loss, compare
+from ldm.metrics.judge import CELL_CHANNELS, GRID, Finding, Judge, Seen, accuracy, cells_loss, compare
 
 
 def seen(thing):

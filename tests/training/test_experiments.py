@@ -175,8 +175,7 @@ def test_autoencoder_loss_weighs_each_term():
 def test_reading_right_has_no_loss_and_swapped_things_do():
     scene = next(s for s in map(sample_scene, range(100)) if len(s.things) == 2)
     order = tell(scene, random.Random(0)).order
-    from ldm.data.scenes import SKIES
-    from ldm.training.reading import ATTRIBUTES
+    from ldm.data.scenes import ATTRIBUTES, SKIES
 
     slots = torch.full((1, SLOTS, SLOT_CHANNELS), -15.0)
     for slot, number in enumerate(order):
