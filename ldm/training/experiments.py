@@ -6,6 +6,7 @@ An experiment says what a batch is, what its loss is, what to look at (`preview`
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from itertools import islice
@@ -14,7 +15,6 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
@@ -167,13 +167,20 @@ class DiffusionExperiment:
     @torch.no_grad()
     def prepare(self, folder: Path) -> None:
         """Encode every picture once, the mode of its distribution in float16, and keep that for the next start."""
-        kept = folder / "latents.safetensors"
-        if not kept.exists():
+        kept, made_of = folder / "latents.safetensors", self._fingerprint()
+        if not kept.exists() or read(kept).metadata.get("made_of") != made_of:
             with atomic(kept) as file:
-                file.write(to_bytes({"z": torch.cat([self._encoded(i) for i in range(0, len(self.data), 32)])}))
-        self.latents = load_file(kept)["z"]  # (N, C, h, w)
-        if len(self.latents) != len(self.data):
-            raise ValueError(f"{kept}: {len(self.latents)} latents for {len(self.data)} pictures; delete it")
+                z = torch.cat([self._encoded(i) for i in range(0, len(self.data), 32)])
+                file.write(to_bytes({"z": z}, metadata={"made_of": made_of}))
+        self.latents = read(kept).tensors["z"]  # (N, C, h, w)
+
+    def _fingerprint(self) -> str:
+        """Of what the latents are made of: the autoencoder, and the pictures, of which the first and last must do."""
+        autoencoder, number = self.model.autoencoder, len(self.data)
+        digest = hashlib.blake2b(f"{autoencoder.scaling_factor} {autoencoder.shift_factor} {number}".encode())
+        for tensor in (*autoencoder.state_dict().values(), self.data.image(0), self.data.image(number - 1)):
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
 
     def _encoded(self, start: int) -> Tensor:
         numbers = range(start, min(start + 32, len(self.data)))

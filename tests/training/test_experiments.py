@@ -106,6 +106,19 @@ def test_diffusion_takes_its_parts_from_files_and_draws(tmp_path, folder):
     torch.testing.assert_close(again.trainer.ema["unet"].conv_in.weight, loaded.unet.conv_in.weight)
 
 
+def test_latents_are_kept_for_the_same_autoencoder_only(tmp_path, folder):
+    experiment = build(node("DiffusionExperiment", model=MODEL, data=folder, recipe=RECIPE))
+    kept = tmp_path / "latents.safetensors"
+    experiment.prepare(tmp_path)
+    first, written_at = experiment.latents.clone(), kept.stat().st_mtime_ns
+    experiment.prepare(tmp_path)
+    assert kept.stat().st_mtime_ns == written_at
+    with torch.no_grad():
+        experiment.model.autoencoder.quant_conv.bias += 1
+    experiment.prepare(tmp_path)
+    assert not torch.equal(experiment.latents, first)
+
+
 def test_killed_in_the_middle_it_ends_with_the_same_weights(tmp_path, folder):
     whole, _ = trained(tmp_path, tmp_path / "whole", autoencoder_tree(folder))
     killed = Run(tmp_path / "recipe.yaml", tmp_path / "parts", "cpu", {})
