@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -40,6 +41,7 @@ def draw(options: argparse.Namespace) -> int:
         raise ValueError(f"--model {options.model}: not the file that drew {options.reproduce}; name that one")
 
     items = _items(options)
+    _tell_what_is_cut(model, items)
     output = Output(options, folder, model, made_by, only=None if original is None else original["index"])
     with Interrupts() as interrupts, Bar(settings, items, options.n_samples) as bar, _autocast(device, precision):
 
@@ -73,6 +75,12 @@ def choose_device(options: argparse.Namespace) -> tuple[str, str]:
     by = ", chosen by auto" if options.device == "auto" else ""
     print(f"device: {device}{name}{by}; precision: {precision}")
     return device, precision
+
+
+def _tell_what_is_cut(model: LatentDiffusion, items: Sequence[Item]) -> None:
+    for text in dict.fromkeys(text for item in items for text in (item.prompt, item.negative_prompt)):
+        if rest := model.text_encoder.unseen(text):
+            print(f"the prompt is longer than the model reads; not seen: {rest[:200]!r}", file=sys.stderr)
 
 
 def _check_model(options: argparse.Namespace, model: LatentDiffusion) -> None:

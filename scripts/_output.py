@@ -40,7 +40,7 @@ class Output:
         self.paths: list[Path] = []
         self.grids: list[Path] = []
         self.sheets: list[Path] = []
-        self._for_grid: list[Image.Image] = []
+        self._for_grid: list[Result] = []
         self._frames: list[list[tuple[str, Image.Image]]] = []  # of each picture in the batch: (caption, picture)
 
     def step(self, progress: Progress) -> None:
@@ -60,9 +60,9 @@ class Output:
             path = self.folder.save(result.image, f"{{index:05}}-{result.seed}", describe(result, self.made_by))
             self.paths.append(path)
             if self.options.save_intermediates and self._frames:
-                self._save_frames(path.with_name(f"{path.stem}-steps"), self._frames[result.index])
+                self._save_frames(path.with_name(f"{path.stem}-steps"), self._frames[result.index], result)
         if not self.options.skip_grid:
-            self._for_grid.append(result.image)
+            self._for_grid.append(result)
             if len(self._for_grid) == GRID_LIMIT:
                 self._save_grid()
 
@@ -82,15 +82,18 @@ class Output:
 
     def _save_grid(self) -> None:
         columns = self.options.n_rows or (self.options.n_samples if self.options.n_samples > 1 else None)
-        self.grids.append(self.folder.save(images.grid(self._for_grid, columns), "grid-{index:05}"))
+        info = describe(self._for_grid[0], self.made_by, shows="grid")
+        grid = images.grid([result.image for result in self._for_grid], columns)
+        self.grids.append(self.folder.save(grid, "grid-{index:05}", info))
         self._for_grid = []
 
-    def _save_frames(self, folder: Path, frames: Sequence[tuple[str, Image.Image]]) -> None:
+    def _save_frames(self, folder: Path, frames: Sequence[tuple[str, Image.Image]], result: Result) -> None:
         folder.mkdir()  # the index in its name is ours alone
         for caption, frame in frames:
-            write_png(frame, folder / f"{int(caption.split()[1].split('/')[0]):04}.png")
+            name = f"{int(caption.split()[1].split('/')[0]):04}.png"
+            write_png(frame, folder / name, describe(result, self.made_by, shows=caption))
         sheet = images.grid([images.captioned(frame, caption) for caption, frame in frames])
-        write_png(sheet, folder / "sheet.png")
+        write_png(sheet, folder / "sheet.png", describe(result, self.made_by, shows="contact sheet"))
         self.sheets.append(folder / "sheet.png")
 
 

@@ -45,10 +45,14 @@ def source(options: argparse.Namespace, device: str, precision: str) -> dict[str
     }
 
 
-def describe(result: Result, made_by: dict[str, Any]) -> PngInfo:
-    """Both text chunks of a picture. The batch is in it because its pictures' last bits depend on their company."""
+def describe(result: Result, made_by: dict[str, Any], shows: str = "picture") -> PngInfo:
+    """Both text chunks of a picture, or of what else `shows` it: a grid that begins with it, a step on its way.
+
+    The batch is in it because its pictures' last bits depend on their company.
+    """
     settings, item = result.settings, result.item
     request = made_by | {
+        "shows": shows,
         "prompt": item.prompt,
         "negative_prompt": item.negative_prompt,
         "seed": item.seed,
@@ -79,6 +83,10 @@ def describe(result: Result, made_by: dict[str, Any]) -> PngInfo:
 def take_over(options: argparse.Namespace) -> dict[str, Any]:
     """Fill `options` from the picture named by --reproduce, but for the few typed beside it; return its request."""
     request = read_request(options.reproduce)
+    if request.get("shows", "picture") != "picture":
+        raise ValueError(
+            f"--reproduce {options.reproduce}: this is a {request['shows']}; name a single finished picture"
+        )
     try:
         settings, model, init = request["settings"], request["model"], request["init_image"]
         for field in fields(Settings):

@@ -17,16 +17,18 @@ def main(description: str, recipe: str, outdir: str) -> int:
     parser.add_argument("--batch-size", type=int)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
     parser.add_argument("--precision", default="auto", choices=["auto", "full", "bf16"], help="auto is bf16 on a GPU")
+    parser.add_argument("--half", action="store_true", help="save the weights in float16, half the size")
     parser.add_argument("--plugin", metavar="FILE", help="a Python file that registers classes the recipe names")
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
     options = parser.parse_args()
     try:
         train(options)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         if options.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        mistake = isinstance(error, ValueError)
+        print(f"{'error' if mistake else 'failed'}: {error}", file=sys.stderr)
+        return 2 if mistake else 1
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on from the last checkpoint in {options.outdir}", file=sys.stderr)
         return 130
@@ -34,6 +36,7 @@ def main(description: str, recipe: str, outdir: str) -> int:
 
 
 def train(options: argparse.Namespace) -> None:
+    import torch
     from _device import find_device
     from tqdm import tqdm
 
@@ -52,7 +55,7 @@ def train(options: argparse.Namespace) -> None:
     with tqdm(initial=run.trainer.step, total=steps, unit="step", dynamic_ncols=True, mininterval=1) as bar:
         for report in run.steps(precision):
             bar.update()
-            bar.set_postfix_str(f"loss {report.progress.loss:.4f}", refresh=False)
+            bar.set_postfix_str(f"loss {report.update.loss:.4f}", refresh=False)
             if report.preview:
-                bar.write(f"step {report.progress.step}: {report.preview}")
-    print(f"saved {run.save(current_commit())}")
+                bar.write(f"step {report.update.step}: {report.preview}")
+    print(f"saved {run.save(current_commit(), torch.float16 if options.half else torch.float32)}")

@@ -44,7 +44,7 @@ class ImageFolder:
 
     def __init__(self, path: str, size: int = 128) -> None:
         self.size = size
-        self.files = sorted(f for f in Path(path).rglob("*") if f.suffix.lower() in PICTURES)
+        self.files = sorted(f for f in Path(path).rglob("*") if f.suffix.lower() in PICTURES and f.is_file())
         if not self.files:
             raise ValueError(f"{path}: no picture in this folder; {', '.join(sorted(PICTURES))} are read")
 
@@ -64,7 +64,8 @@ class ImageFolder:
         text = file.with_suffix(".txt")
         if not text.exists():
             return file.stem.replace("_", " ").replace("-", " ")
-        lines = [line.strip() for line in text.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [line.strip() for line in text.read_text(encoding="utf-8", errors="replace").splitlines()]
+        lines = [line for line in lines if line]
         return rng.choice(lines) if lines else ""
 
 

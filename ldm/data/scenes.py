@@ -104,7 +104,7 @@ def sample_scene(seed: int) -> Scene:
         if all(map(_inside, things)) and all(_apart(a, b) for a, b in combinations(things, 2)):
             break
     pairs = [(0, 1), (rng.choice((0, 1)), 2)][: number - 1]
-    relations = tuple(_sample_relation(things, *rng.sample(pair, 2), rng) for pair in pairs)
+    relations = tuple(_sample_relation(things, rng.sample(pair, 2), rng) for pair in pairs)
     return Scene(things, relations, rng.choice(SKIES), math.radians(rng.uniform(15, 60)))
 
 
@@ -148,7 +148,8 @@ def _apart(a: Thing, b: Thing) -> bool:
     return abs(center(a)[0] - center(b)[0]) > max(0.14, 0.75 * (_half_width(a) + _half_width(b)))
 
 
-def _sample_relation(things: tuple[Thing, ...], subject: int, object: int, rng: random.Random) -> Relation:
+def _sample_relation(things: tuple[Thing, ...], pair: list[int], rng: random.Random) -> Relation:
+    subject, object = pair
     a, b = things[subject], things[object]
     names = [name for name in RELATIONS if holds(a, name, b)]
     return Relation(subject, rng.choice(names), object)

@@ -26,7 +26,7 @@ def fresh_prompts(number: int, seed: int) -> tuple[list[Scene], list[str]]:
     return scenes, [caption(scene, random.Random(f"prompt {seed} {i}")) for i, scene in enumerate(scenes)]
 
 
-def generate(
+def draw(
     model: LatentDiffusion, prompts: Sequence[str], seed: int, done: Callable[[], object], **options: object
 ) -> list[Image.Image]:
     """A picture of each prompt, picture i with seed + i; `done` is called after each."""
@@ -64,7 +64,7 @@ def evaluate(
 ) -> tuple[dict[str, dict[str, float]], list[Image.Image], list[str]]:
     """({"generated": shares, "renders": shares, "quality": figures}, the pictures, their prompts)."""
     scenes, prompts = fresh_prompts(number, seed)
-    pictures = generate(model, prompts, seed, done, **options)
+    pictures = draw(model, prompts, seed, done, **options)
     renders = as_pixels(torch.stack([as_bytes(render(scene)) for scene in scenes]))
     drawn = torch.cat([to_tensor(picture) for picture in pictures])  # (N, 3, 128, 128)
     report = {

@@ -174,14 +174,15 @@ def _related(relation: Relation, found: Sequence[Seen | None]) -> bool:
 
 
 def accuracy(scenes: Sequence[Scene], findings: Sequence[Finding]) -> dict[str, float]:
-    """Share of right answers by name over all pictures, and of wholly right pictures by number of things."""
-    answers: dict[str, list[bool]] = {}
+    """Share of right answers by name; `whole` is a picture with nothing wrong, also by number of things asked for."""
+    names = ("count", *ATTRIBUTES, "relation", "sky", "whole", "whole, 1 or 2 objects", "whole, 3 objects")
+    answers: dict[str, list[bool]] = {name: [] for name in names}
     for scene, finding in zip(scenes, findings, strict=True):
         right = compare(scene, finding)
-        right[f"whole, {len(scene.things)} things"] = right["whole"]
-        for name, values in right.items():
-            answers.setdefault(name, []).extend(values)
-    return {name: sum(values) / len(values) for name, values in sorted(answers.items()) if values}
+        few = "whole, 1 or 2 objects" if len(scene.things) < 3 else "whole, 3 objects"
+        for name, values in (right | {few: right["whole"]}).items():
+            answers[name] += values
+    return {name: sum(values) / len(values) for name, values in answers.items() if values}
 
 
 def shown(shares: dict[str, float]) -> str:

@@ -59,11 +59,13 @@ class LatentDiffusion(nn.Module):
 
     def encode(self, image: Tensor) -> Gaussian | Tensor:
         """image (B, 3, H, W) in [-1, 1] -> scaled latents (B, C, h, w): their distribution, or a VQModel's tensor."""
-        return self.autoencoder.encode(image.to(next(self.autoencoder.parameters())))
+        with torch.autocast(self.device.type, enabled=False):  # the autoencoder has its own dtype, whatever the UNet's
+            return self.autoencoder.encode(image.to(next(self.autoencoder.parameters())))
 
     def decode(self, z: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) -> images (B, 3, H, W) in about [-1, 1], in the autoencoder's dtype."""
-        return self.autoencoder.decode(z.to(next(self.autoencoder.parameters())))
+        with torch.autocast(self.device.type, enabled=False):
+            return self.autoencoder.decode(z.to(next(self.autoencoder.parameters())))
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) for an image of this size in pixels; ValueError with the nearest size if there is none."""

@@ -37,6 +37,10 @@ class TextEncoder(nn.Module):
         """Texts -> (B, L) int64 on the CPU."""
         raise NotImplementedError
 
+    def unseen(self, text: str) -> str:
+        """The end of a text that does not fit into the window, "" if it fits."""
+        return ""
+
     def forward(self, tokens: Tensor) -> TextFeatures:
         raise NotImplementedError
 
@@ -103,6 +107,10 @@ class OpenCLIPTextEncoder(TextEncoder):
             ids = [START, *encode(text)[: self.context_length - 2], END]
             row[: len(ids)] = torch.tensor(ids)
         return rows
+
+    def unseen(self, text: str) -> str:
+        rest: str = _tokenizer().decode(encode(text)[self.context_length - 2 :])
+        return rest.strip()
 
     def mask(self, length: int, like: Tensor) -> Tensor | None:
         """What is added to the attention scores, (L, L): minus infinity for what lies ahead."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -21,22 +20,18 @@ from torch import Tensor, nn
 from ldm.checkpoint.load import fill, weights_path
 from ldm.checkpoint.read import read
 from ldm.config import register
-from ldm.data.captions import tell
-from ldm.data.datasets import Dataset, Scenes, as_bytes, as_pixels
-from ldm.data.raycast import render
-from ldm.data.scenes import Scene, evaluation_scenes, held_out, sample_scene
+from ldm.data.datasets import Dataset, Scenes, as_pixels
+from ldm.data.scenes import Scene
 from ldm.files import atomic
 from ldm.images import grid, to_images
-from ldm.metrics.judge import Judge, accuracy, judge_loss, shown
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.models.text_encoder import OpenCLIPTextEncoder
+from ldm.modules.unet import UNet
 from ldm.pipeline import txt2img
 from ldm.training.grounding import Grounding
 from ldm.training.loop import Recipe, seeded, shuffled
 from ldm.training.losses import autoencoder_loss, denoising_loss
-from ldm.training.reading import Reader, reading_loss
 
 Batch = Any
 
@@ -161,7 +156,10 @@ class DiffusionExperiment:
         model.autoencoder.requires_grad_(False)
         model.text_encoder.requires_grad_(train_text)
         parts: dict[str, nn.Module] = {"unet": model.unet, "text_encoder": model.text_encoder}
-        self.trained = nn.ModuleDict(parts | ({"grounding": Grounding(model.unet)} if grounding else {}))
+        if grounding:
+            assert isinstance(model.unet, UNet)
+            parts["grounding"] = Grounding(model.unet)
+        self.trained = nn.ModuleDict(parts)
         self.indices = shuffled(len(data), recipe.batch_size, recipe.seed)
 
     @torch.no_grad()
@@ -198,85 +196,16 @@ class DiffusionExperiment:
         model, device = self.model, self.model.device
         cond = Conditioning(model.text_encoder(batch.tokens.to(device)).states)
         loss = denoising_loss(model.denoiser, batch.z.to(device), cond, generator)
-        return loss + self.grounding * self.trained["grounding"].loss(batch.scenes) if self.grounding else loss
+        grounding = self.trained["grounding"] if self.grounding else None
+        return loss + self.grounding * grounding.loss(batch.scenes) if isinstance(grounding, Grounding) else loss
 
     def result(self, trained: nn.ModuleDict) -> LatentDiffusion:
         kept = ("autoencoder", "schedule", "parameterization", "image_size", "guidance_scale")
         parts = {name: getattr(self.model, name) for name in kept}
-        return LatentDiffusion(unet=trained["unet"], text_encoder=trained["text_encoder"], **parts)
+        return LatentDiffusion(**parts, **{name: trained[name] for name in ("unet", "text_encoder")})
 
     def preview(self, trained: nn.ModuleDict) -> Image.Image:
         """Eight pictures for captions of the data."""
         captions = [self.data.caption(i, random.Random(i)) for i in range(min(8, len(self.data)))]
         model = self.result(trained).eval()
         return grid([result.image for result in txt2img(model, captions, steps=20, batch_size=8)], columns=4)
-
-
-@register("ReadingExperiment")
-class ReadingExperiment:
-    """A text tower that learns what captions of scenes mean, from endless captions and no picture."""
-
-    def __init__(self, model: OpenCLIPTextEncoder, recipe: Recipe) -> None:
-        self.trained, self.recipe = Reader(model, model.width), recipe
-        for embedding in (model.tower.token_embedding.weight, model.tower.positional_embedding):
-            nn.init.normal_(embedding, std=0.05)
-
-    def prepare(self, folder: Path) -> None:
-        self.device = next(self.trained.parameters()).device
-
-    def batch(self, step: int) -> tuple[Tensor, list[Scene], list[tuple[int, ...]]]:
-        size = self.recipe.batch_size
-        drawn = map(sample_scene, range(step * size, (step + 1) * size))
-        scenes = [scene for scene in drawn if not held_out(scene)]  # a little fewer than batch_size
-        rng = random.Random(f"reading {step}")
-        told = [tell(scene, rng, complete=rng.random() < 0.75) for scene in scenes]
-        tokens = self.trained.text_encoder.tokenize([t.text for t in told]).to(self.device)
-        return tokens, scenes, [t.order for t in told]
-
-    def loss(self, batch: tuple[Tensor, list[Scene], list[tuple[int, ...]]], generator: torch.Generator) -> Tensor:
-        tokens, scenes, orders = batch
-        return reading_loss(*self.trained(tokens), scenes, orders)[0]
-
-    def result(self, trained: Reader) -> nn.Module:
-        return trained.text_encoder
-
-    @torch.no_grad()
-    def preview(self, trained: Reader) -> str:
-        """How well it reads captions of scenes it has never met."""
-        scenes = list(islice(evaluation_scenes(), 256))
-        told = [tell(scene, random.Random(i)) for i, scene in enumerate(scenes)]
-        tokens = trained.text_encoder.tokenize([t.text for t in told]).to(self.device)
-        loss, right = reading_loss(*trained(tokens), scenes, [t.order for t in told])
-        return f"held-out loss {loss:.3f}, captions read without an error {right.float().mean():.1%}"
-
-
-@register("JudgeExperiment")
-class JudgeExperiment:
-    """The judge, on renders and nothing else."""
-
-    def __init__(self, model: Judge, data: Scenes, recipe: Recipe) -> None:
-        self.trained, self.data, self.recipe = model, data, recipe
-        self.indices = shuffled(len(data), recipe.batch_size, recipe.seed)
-
-    def prepare(self, folder: Path) -> None:
-        self.device = next(self.trained.parameters()).device
-
-    def batch(self, step: int) -> tuple[Tensor, list[Scene]]:
-        chosen = self.indices(step)
-        pictures = as_pixels(torch.stack([self.data.image(i) for i in chosen]))
-        return pictures.to(self.device, memory_format=torch.channels_last), [self.data.scenes[i] for i in chosen]
-
-    def loss(self, batch: tuple[Tensor, list[Scene]], generator: torch.Generator) -> Tensor:
-        pictures, scenes = batch
-        noise = torch.randn(pictures.shape, generator=generator).to(self.device)
-        strength = 0.1 * torch.rand(len(pictures), 1, 1, 1, generator=generator).to(self.device)
-        return judge_loss(self.trained, pictures + strength * noise, scenes)
-
-    def result(self, trained: Judge) -> Judge:
-        return trained
-
-    def preview(self, trained: Judge) -> str:
-        """How often it is right about renders of scenes it has never met."""
-        scenes = list(islice(evaluation_scenes(), 100))
-        pictures = as_pixels(torch.stack([as_bytes(render(scene)) for scene in scenes])).to(self.device)
-        return shown(accuracy(scenes, trained.look(pictures)))

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ldm.data.scenes import Scene
 from ldm.metrics.judge import CELL_CHANNELS, GRID, cells_loss
+from ldm.modules.blocks import ResnetBlock, UpBlock
 from ldm.modules.unet import UNet
 
 
@@ -20,7 +21,12 @@ class Grounding(nn.Module):
 
     def __init__(self, unet: UNet) -> None:
         super().__init__()
-        block = unet.up_blocks[-2]
+        if len(unet.up_blocks) < 2:
+            raise ValueError(
+                "grounding reads the level below the latent's resolution; use a UNet of two levels or more"
+            )
+        block = unet.up_blocks[-2]  # its output has been upsampled to the latent's resolution
+        assert isinstance(block, UpBlock) and isinstance(block.resnets[-1], ResnetBlock)
         self.cells = nn.Conv2d(block.resnets[-1].conv2.out_channels, CELL_CHANNELS, 1)
         self.features: Tensor | None = None
         self.hook = block.register_forward_hook(self.keep)

@@ -61,9 +61,13 @@ class Recipe:
         return min(self.ema_decay, (1 + step) / (10 + step))
 
 
+class DivergedError(RuntimeError):
+    """The training has left the road; the last checkpoint is still good."""
+
+
 @dataclass(frozen=True)
-class Progress:
-    """Yielded after every step, of that step."""
+class Update:
+    """One step of the optimizer, just made."""
 
     step: int
     loss: float
@@ -113,8 +117,8 @@ class Trainer:
         with atomic(self.folder / CHECKPOINT) as file:
             torch.save(state | {"optimizer": self.optimizer.state_dict()}, file)
 
-    def run(self, batch: Callable[[int], Batch], loss: Loss) -> Iterator[Progress]:
-        """Train to the recipe's last step. ValueError if the loss or a gradient stops being finite."""
+    def run(self, batch: Callable[[int], Batch], loss: Loss) -> Iterator[Update]:
+        """Train to the recipe's last step. DivergedError, with no weight touched, if loss or gradient is not finite."""
         recipe, parameters = self.recipe, [p for p in self.model.parameters() if p.requires_grad]
         self.model.train()
         while self.step < recipe.steps:
@@ -126,18 +130,20 @@ class Trainer:
             value.backward()
             norm = nn.utils.clip_grad_norm_(parameters, recipe.clip)
             if not (math.isfinite(value.item()) and math.isfinite(norm.item())):
-                raise ValueError(f"step {self.step}: loss {value.item()}, gradient norm {norm.item()}; lower the rate")
+                found = f"loss {value.item()}, gradient norm {norm.item()}"
+                raise DivergedError(f"step {self.step}: {found}; lower the learning_rate")
             self.optimizer.step()
             self._update_average()
             self.step += 1
             self._log(value.item())
             if self.step % recipe.save_every == 0 or self.step == recipe.steps:
                 self.save()
-            yield Progress(self.step, value.item(), recipe.rate(self.step))
+            yield Update(self.step, value.item(), recipe.rate(self.step))
 
     @torch.no_grad()
     def _update_average(self) -> None:
-        averages, values = list(self.ema.parameters()), list(self.model.parameters())
+        averages: list[Tensor] = list(self.ema.parameters())
+        values: list[Tensor] = list(self.model.parameters())
         torch._foreach_lerp_(averages, values, 1 - self.recipe.average(self.step))
 
     def _log(self, loss: float) -> None:

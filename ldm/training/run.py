@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,17 +18,19 @@ from ldm.config import build, load_config, parse_config
 from ldm.files import atomic
 from ldm.png import write_png
 from ldm.training import experiments
-from ldm.training.loop import LOSSES, Progress, Trainer
+from ldm.training import scene_experiments as _scene_experiments  # noqa: F401  (registers what a recipe may name)
+from ldm.training.loop import LOSSES, Trainer, Update
 
 Tree = dict[str, Any]
 WEIGHTS = "model.safetensors"
+PARTS = ("start", "autoencoder", "text_encoder")  # params of a recipe that name files of weights
 
 
 @dataclass(frozen=True)
 class Report:
     """Yielded after each step; `preview` now and then: a line of text, or the picture's file."""
 
-    progress: Progress
+    update: Update
     preview: str | None = None
 
 
@@ -36,12 +39,13 @@ class Run:
 
     def __init__(self, recipe_file: str | Path, folder: str | Path, device: str, overrides: Mapping[str, Any]) -> None:
         self.tree, self.folder = read_recipe(recipe_file, overrides), Path(folder)
-        torch.manual_seed(0)  # first weights; everything later is keyed by step
+        seed = self.tree["params"]["recipe"]["params"].get("seed", 0)
+        torch.manual_seed(seed)  # of the first weights; everything later is keyed by step
         self.experiment: experiments.Experiment = build(self.tree, str(recipe_file))
         self.device = torch.device(device)
         if isinstance(self.experiment, experiments.DiffusionExperiment):
-            self.experiment.model.to(self.device, memory_format=torch.channels_last)
-        self.experiment.trained.to(self.device, memory_format=torch.channels_last)
+            self.experiment.model.to(self.device).to(memory_format=torch.channels_last)
+        self.experiment.trained.to(self.device).to(memory_format=torch.channels_last)
         self.trainer = Trainer(self.experiment.trained, self.experiment.recipe, self.folder)
         self.resumed = self.trainer.resume()
 
@@ -54,20 +58,30 @@ class Run:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):
                 return experiment.loss(batch, generator)
 
-        for progress in trainer.run(experiment.batch, loss):
-            due = progress.step % experiment.recipe.preview_every == 0
-            yield Report(progress, self._preview(progress.step) if due else None)
+        for update in trainer.run(experiment.batch, loss):
+            due = update.step % experiment.recipe.preview_every == 0
+            yield Report(update, self._preview(update.step) if due else None)
 
-    def save(self, commit: str = "unknown") -> Path:
+    def save(self, commit: str = "unknown", dtype: torch.dtype = torch.float32) -> Path:
         """The moving average as a file that `ldm.load` (or another recipe) reads, with how it came to be."""
         module = self.experiment.result(self.trainer.ema)
         tree = self.tree["params"]["model"]
         for name in ("scaling_factor", "shift_factor"):
             if hasattr(module, name):
                 tree.setdefault("params", {})[name] = getattr(module, name)
-        provenance = {"steps": str(self.trainer.step), "seed": str(self.trainer.recipe.seed), "commit": commit}
-        save(module, self.folder / WEIGHTS, config=tree, metadata=provenance)
+        save(module, self.folder / WEIGHTS, config=tree, dtype=dtype, metadata=self._provenance(commit))
         return self.folder / WEIGHTS
+
+    def _provenance(self, commit: str) -> dict[str, str]:
+        """Steps, seed, data and commit, and the same of the trained parts this run began with."""
+        params, recipe = self.tree["params"], self.trainer.recipe
+        found = {"steps": str(self.trainer.step), "seed": str(recipe.seed), "commit": commit}
+        found |= {"batch_size": str(recipe.batch_size), "data": json.dumps(params.get("data"))}
+        for part in PARTS:
+            if isinstance(params.get(part), str):
+                earlier = read(weights_path(params[part])).metadata
+                found |= {f"{part}.{key}": value for key, value in earlier.items() if key != "config"}
+        return found
 
     def _preview(self, step: int) -> str:
         plot_losses(self.folder / LOSSES, self.folder / "loss.png")

@@ -193,3 +193,10 @@ def test_a_tower_costs_no_heavy_import() -> None:
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(out.stdout) == [False, []]
+
+
+def test_what_does_not_fit_into_the_window_is_told() -> None:
+    tower = OpenCLIPTextEncoder(width=16, heads=2, layers=1, context_length=8)
+    assert tower.unseen("one two three four five six") == ""
+    assert tower.unseen("one two three four five six seven eight") == "seven eight"
+    assert NoText().unseen("anything " * 100) == ""

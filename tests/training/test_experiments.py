@@ -77,9 +77,9 @@ def autoencoder_tree(data):
 
 
 def test_autoencoder_learns_measures_its_scale_and_is_read_back(tmp_path, folder):
-    run, reports = trained(tmp_path, tmp_path / "run", autoencoder_tree(folder), steps=30)
-    losses = [report.progress.loss for report in reports]
-    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    run, reports = trained(tmp_path, tmp_path / "run", autoencoder_tree(folder), steps=60)
+    losses = [report.update.loss for report in reports]
+    assert sum(losses[-10:]) < 1.4 * sum(losses[:5])  # ten against five: to less than 0.7
     file = run.save()
     autoencoder = load_part(file, AutoencoderKL)
     picture = torch.rand(2, 3, 32, 32) * 2 - 1
@@ -123,7 +123,7 @@ def test_killed_in_the_middle_it_ends_with_the_same_weights(tmp_path, folder):
     whole, _ = trained(tmp_path, tmp_path / "whole", autoencoder_tree(folder))
     killed = Run(tmp_path / "recipe.yaml", tmp_path / "parts", "cpu", {})
     for report in killed.steps():
-        if report.progress.step == 3:
+        if report.update.step == 3:
             break
     resumed = Run(tmp_path / "recipe.yaml", tmp_path / "parts", "cpu", {})
     assert resumed.resumed and resumed.trainer.step == 2

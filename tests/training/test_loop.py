@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.training.loop import Recipe, Trainer, seeded, shuffled
+from ldm.training.loop import DivergedError, Recipe, Trainer, seeded, shuffled
 
 RECIPE = Recipe(steps=20, batch_size=4, learning_rate=0.05, warmup=3, save_every=5, log_every=5, ema_decay=0.9)
 
@@ -74,7 +74,7 @@ def test_rate_warms_up_and_falls_to_its_end():
 def test_a_loss_that_is_not_finite_stops_before_any_weight_is_touched(tmp_path):
     t = trainer(tmp_path)
     before = [p.clone() for p in t.model.parameters()]
-    with pytest.raises(ValueError, match="step 0: loss nan"):
+    with pytest.raises(DivergedError, match="step 0: loss nan"):
         next(t.run(batch, lambda x, g: t.model(x).mean() * math.nan))
     assert all(torch.equal(a, b) for a, b in zip(before, t.model.parameters(), strict=True))
     assert not (tmp_path / "last.pt").exists()

@@ -1,0 +1,92 @@
+"""Trainings that only the procedural world makes possible: a tower that reads captions, a judge of pictures."""
+
+from __future__ import annotations
+
+import random
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ldm.config import register
+from ldm.data.captions import tell
+from ldm.data.datasets import Scenes, as_bytes, as_pixels
+from ldm.data.raycast import render
+from ldm.data.scenes import Scene, evaluation_scenes, held_out, sample_scene
+from ldm.metrics.judge import Judge, accuracy, judge_loss, shown
+from ldm.models.text_encoder import OpenCLIPTextEncoder
+from ldm.training.loop import Recipe, shuffled
+from ldm.training.reading import Reader, reading_loss
+
+
+@register("ReadingExperiment")
+class ReadingExperiment:
+    """A text tower that learns what captions of scenes mean, from endless captions and no picture."""
+
+    def __init__(self, model: OpenCLIPTextEncoder, recipe: Recipe) -> None:
+        self.trained, self.recipe = Reader(model, model.width), recipe
+        for embedding in (model.tower.token_embedding.weight, model.tower.positional_embedding):
+            nn.init.normal_(embedding, std=0.05)
+
+    def prepare(self, folder: Path) -> None:
+        self.device = next(self.trained.parameters()).device
+
+    def batch(self, step: int) -> tuple[Tensor, list[Scene], list[tuple[int, ...]]]:
+        size = self.recipe.batch_size
+        drawn = map(sample_scene, range(step * size, (step + 1) * size))
+        scenes = [scene for scene in drawn if not held_out(scene)]  # a little fewer than batch_size
+        rng = random.Random(f"reading {self.recipe.seed} {step}")
+        told = [tell(scene, rng, complete=rng.random() < 0.75) for scene in scenes]
+        tokens = self.trained.text_encoder.tokenize([t.text for t in told]).to(self.device)
+        return tokens, scenes, [t.order for t in told]
+
+    def loss(self, batch: tuple[Tensor, list[Scene], list[tuple[int, ...]]], generator: torch.Generator) -> Tensor:
+        tokens, scenes, orders = batch
+        slots, sky = self.trained(tokens)
+        return reading_loss(slots, sky, scenes, orders)[0]
+
+    def result(self, trained: Reader) -> nn.Module:
+        return trained.text_encoder
+
+    @torch.no_grad()
+    def preview(self, trained: Reader) -> str:
+        """How well it reads captions of scenes it has never met."""
+        scenes = list(islice(evaluation_scenes(), 256))
+        told = [tell(scene, random.Random(i)) for i, scene in enumerate(scenes)]
+        tokens = trained.text_encoder.tokenize([t.text for t in told]).to(self.device)
+        slots, sky = trained(tokens)
+        loss, right = reading_loss(slots, sky, scenes, [t.order for t in told])
+        return f"held-out loss {loss:.3f}, captions read without an error {right.float().mean():.1%}"
+
+
+@register("JudgeExperiment")
+class JudgeExperiment:
+    """The judge, on renders and nothing else."""
+
+    def __init__(self, model: Judge, data: Scenes, recipe: Recipe) -> None:
+        self.trained, self.data, self.recipe = model, data, recipe
+        self.indices = shuffled(len(data), recipe.batch_size, recipe.seed)
+
+    def prepare(self, folder: Path) -> None:
+        self.device = next(self.trained.parameters()).device
+
+    def batch(self, step: int) -> tuple[Tensor, list[Scene]]:
+        chosen = self.indices(step)
+        pictures = as_pixels(torch.stack([self.data.image(i) for i in chosen]))
+        return pictures.to(self.device, memory_format=torch.channels_last), [self.data.scenes[i] for i in chosen]
+
+    def loss(self, batch: tuple[Tensor, list[Scene]], generator: torch.Generator) -> Tensor:
+        pictures, scenes = batch
+        noise = torch.randn(pictures.shape, generator=generator).to(self.device)
+        strength = 0.1 * torch.rand(len(pictures), 1, 1, 1, generator=generator).to(self.device)
+        return judge_loss(self.trained, pictures + strength * noise, scenes)
+
+    def result(self, trained: Judge) -> Judge:
+        return trained
+
+    def preview(self, trained: Judge) -> str:
+        """How often it is right about renders of scenes it has never met."""
+        scenes = list(islice(evaluation_scenes(), 100))
+        pictures = as_pixels(torch.stack([as_bytes(render(scene)) for scene in scenes])).to(self.device)
+        return shown(accuracy(scenes, trained.look(pictures)))
