@@ -24,9 +24,10 @@ from ldm.data.datasets import Dataset, Scenes, as_pixels
 from ldm.data.scenes import Scene
 from ldm.files import atomic
 from ldm.images import grid, to_images
-from ldm.models.autoencoder import AutoencoderKL
+from ldm.models.autoencoder import Autoencoder, AutoencoderKL
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.models.text_encoder import TextEncoder
 from ldm.modules.unet import UNet
 from ldm.pipeline import txt2img
 from ldm.training.grounding import Grounding
@@ -200,9 +201,17 @@ class DiffusionExperiment:
         return loss + self.grounding * grounding.loss(batch.scenes) if isinstance(grounding, Grounding) else loss
 
     def result(self, trained: nn.ModuleDict) -> LatentDiffusion:
-        kept = ("autoencoder", "schedule", "parameterization", "image_size", "guidance_scale")
-        parts = {name: getattr(self.model, name) for name in kept}
-        return LatentDiffusion(**parts, **{name: trained[name] for name in ("unet", "text_encoder")})
+        old, unet, text_encoder = self.model, trained["unet"], trained["text_encoder"]
+        assert isinstance(text_encoder, TextEncoder) and isinstance(old.autoencoder, Autoencoder)
+        return LatentDiffusion(
+            unet,
+            old.autoencoder,
+            text_encoder,
+            old.schedule,
+            old.parameterization,
+            old.image_size,
+            old.guidance_scale,
+        )
 
     def preview(self, trained: nn.ModuleDict) -> Image.Image:
         """Eight pictures for captions of the data."""
