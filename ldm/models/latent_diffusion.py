@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -12,6 +13,7 @@ from ldm.config import register
 from ldm.models.autoencoder import Autoencoder, Gaussian
 from ldm.models.diffusion.denoiser import Conditioning, Denoiser
 from ldm.models.diffusion.schedule import NoiseSchedule
+from ldm.models.framing import NEGATIVE_AESTHETIC, Framing, FramingEmbedding, NoiseAugmentation
 from ldm.models.text_encoder import TextEncoder
 from ldm.modules import unet as _unet  # noqa: F401  (registers the networks a config may name)
 
@@ -22,6 +24,10 @@ class LatentDiffusion(nn.Module):
 
     `image_size` (pixels) and `guidance_scale` are the family's defaults; any size works that is a multiple of the
     autoencoder's downsample factor.
+
+    zero_unconditional: a prompt that is not given is zeros, which SDXL was trained on, and not the text "".
+    framing_embedding: makes `y` of the pooled text and the picture's framing (SDXL).
+    low_resolution: how the picture is made noisy that an upscaler enlarges; it becomes `concat` and `y`.
     """
 
     def __init__(
@@ -33,11 +39,16 @@ class LatentDiffusion(nn.Module):
         parameterization: Literal["eps", "v", "x0"] = "eps",
         image_size: int = 512,
         guidance_scale: float = 7.5,
+        zero_unconditional: bool = False,
+        framing_embedding: FramingEmbedding | None = None,
+        low_resolution: NoiseAugmentation | None = None,
     ) -> None:
         super().__init__()
         self.unet, self.autoencoder, self.text_encoder = unet, autoencoder, text_encoder
         self.schedule, self.parameterization = schedule, parameterization
         self.image_size, self.guidance_scale = image_size, guidance_scale
+        self.zero_unconditional = zero_unconditional
+        self.framing_embedding, self.low_resolution = framing_embedding, low_resolution
         self.denoiser = Denoiser(unet, schedule, parameterization)
 
     @property
@@ -50,12 +61,30 @@ class LatentDiffusion(nn.Module):
         """The denoising network's; the autoencoder has its own."""
         return next(self.unet.parameters()).dtype
 
-    def condition(self, prompts: Sequence[str]) -> Conditioning:
-        """One row per prompt; "" is the unconditional one."""
+    def condition(
+        self, prompts: Sequence[str | None], framing: Framing | None = None, *, negative: bool = False
+    ) -> Conditioning:
+        """One row per prompt; "" is the unconditional one, and so is None, "not given" (see `zero_unconditional`).
+
+        framing: for models that are told (others do not look); None is a whole picture of `image_size`.
+        negative: the prompts are what guidance leads away from, so the aesthetic score is the lower one.
+        """
         if isinstance(prompts, str):
             raise ValueError(f"condition takes a list of prompts, not the one string {prompts!r}; write [prompt]")
-        features = self.text_encoder(self.text_encoder.tokenize(prompts).to(self.device))
-        return Conditioning(features.states)
+        tokens = self.text_encoder.tokenize(["" if prompt is None else prompt for prompt in prompts])
+        states, pooled = self.text_encoder(tokens.to(self.device))
+        if self.zero_unconditional:
+            given = torch.tensor([prompt is not None for prompt in prompts], device=self.device)  # (B,)
+            states = None if states is None else states * given[:, None, None]
+            pooled = None if pooled is None else pooled * given[:, None]
+        if self.framing_embedding is None:
+            return Conditioning(states)
+        if pooled is None:
+            raise ValueError("framing_embedding needs a pooled text vector: give the text encoder a projection_dim")
+        framing = Framing.whole(self.image_size, self.image_size) if framing is None else framing
+        if negative:
+            framing = replace(framing, aesthetic_score=NEGATIVE_AESTHETIC)
+        return Conditioning(states, y=self.framing_embedding(pooled, framing))
 
     def encode(self, image: Tensor) -> Gaussian | Tensor:
         """image (B, 3, H, W) in [-1, 1] -> scaled latents (B, C, h, w): their distribution, or a VQModel's tensor."""

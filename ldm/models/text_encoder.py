@@ -143,6 +143,29 @@ class OpenCLIPTextEncoder(TextEncoder):
         return TextFeatures(states, tower.ln_final(at_end) @ tower.text_projection)
 
 
+@register("TwoTowers")
+class TwoTowers(TextEncoder):
+    """SDXL's: the states of both side by side, the pooled vector of the second. Each has its own padding."""
+
+    def __init__(self, first: OpenCLIPTextEncoder, second: OpenCLIPTextEncoder) -> None:
+        super().__init__()
+        if first.context_length != second.context_length:
+            lengths = f"{first.context_length} and {second.context_length}"
+            raise ValueError(f"two towers need one context_length, not {lengths}: make them equal")
+        self.first, self.second = first, second
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        return torch.stack([self.first.tokenize(texts), self.second.tokenize(texts)], dim=1)  # (B, 2, L)
+
+    def unseen(self, text: str) -> str:
+        return self.first.unseen(text)
+
+    def forward(self, tokens: Tensor) -> TextFeatures:
+        """(B, 2, L) int64 -> states (B, L, sum of widths) and the second's pooled vector, or None."""
+        first, second = self.first(tokens[:, 0]), self.second(tokens[:, 1])
+        return TextFeatures(torch.cat([first.states, second.states], dim=2), second.pooled)
+
+
 @register("ClassEmbedder", "ldm.modules.encoders.modules.ClassEmbedder")
 class ClassEmbedder(TextEncoder):
     """One learned vector per class, as a context of length 1.

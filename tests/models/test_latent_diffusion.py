@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ldm.config import ConfigError, build, load_config
+from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
 
 TINY = Path(__file__).parents[1] / "tiny.yaml"
@@ -83,3 +84,38 @@ def test_an_unconditional_model() -> None:
     cond = model.condition([""])
     assert cond.context is None
     assert model.denoiser(torch.zeros(1, 4, 4, 4), torch.tensor(1.0), cond).shape == (1, 4, 4, 4)
+
+
+def test_a_prompt_that_is_not_given_is_an_empty_one(model: LatentDiffusion) -> None:
+    assert torch.equal(model.condition([None]).context, model.condition([""]).context)
+
+
+@torch.no_grad()
+def test_a_model_that_is_told_the_framing() -> None:
+    tree = load_config(TINY)
+    tower = tree["params"]["text_encoder"]
+    second = {"target": tower["target"], "params": tower["params"] | {"projection_dim": 6}}
+    numbers = ["original_height", "original_width", "aesthetic_score"]
+    tree["params"] |= {
+        "text_encoder": {"target": "TwoTowers", "params": {"first": tower, "second": second}},
+        "framing_embedding": {"target": "FramingEmbedding", "params": {"numbers": numbers, "dim": 4}},
+        "zero_unconditional": True,
+    }
+    tree["params"]["unet"]["params"] |= {"context_dim": 32, "y_dim": 18}
+    model = build(tree)
+    cond = model.condition(["a red cube", None, ""])
+    assert cond.context.shape == (3, 16, 32) and cond.y.shape == (3, 18)
+    assert not cond.context[1].any() and not cond.y[1, :6].any()  # zeros where nothing is given,
+    assert cond.context[2].any() and cond.y[2, :6].any()  # and not for an empty text
+    assert torch.equal(cond.y, model.condition(["a red cube", None, ""], Framing.whole(32, 32)).y)
+
+    wide = model.condition(["a red cube"], Framing.whole(32, 64))
+    assert torch.equal(wide.context[0], cond.context[0]) and not torch.equal(wide.y[0], cond.y[0])
+    negative = model.condition(["a red cube"], negative=True)
+    changed = (negative.y[0] != cond.y[0]).nonzero().flatten().tolist()
+    assert changed == [14, 15, 16, 17]  # the score alone
+    assert model.denoiser(torch.zeros(3, 4, 4, 4), torch.tensor(1.0), cond).shape == (3, 4, 4, 4)
+
+    del second["params"]["projection_dim"]
+    with pytest.raises(ValueError, match="needs a pooled text vector"):
+        build(tree).condition([""])

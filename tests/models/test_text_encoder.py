@@ -10,7 +10,7 @@ import torch
 from ldm.checkpoint import text_keys
 from ldm.checkpoint.meta import on_meta
 from ldm.config import ConfigError, build
-from ldm.models.text_encoder import END, START, ClassEmbedder, NoText, OpenCLIPTextEncoder, encode
+from ldm.models.text_encoder import END, START, ClassEmbedder, NoText, OpenCLIPTextEncoder, TwoTowers, encode
 
 SMALL = {"width": 32, "heads": 4, "layers": 3, "context_length": 16}
 PROMPTS = ["a red cube", "", "a large shiny red sphere to the left of a small matte blue cube on a sunny day, at noon"]
@@ -147,6 +147,22 @@ def test_later_tokens_do_not_change_earlier_states(scenes_tower: OpenCLIPTextEnc
     assert torch.allclose(states[0, :3], states[1, :3], atol=1e-6) and not torch.allclose(
         states[0, 3], states[1, 3], atol=1e-3
     )
+
+
+def test_two_towers_are_each_as_alone() -> None:
+    torch.manual_seed(0)
+    first = OpenCLIPTextEncoder(**SMALL, layer="penultimate", final_norm=False, pad_id=END).eval()
+    second = OpenCLIPTextEncoder(**SMALL | {"width": 16}, final_norm=False, projection_dim=6).eval()
+    both = TwoTowers(first, second)
+    tokens = both.tokenize(PROMPTS)
+    assert tokens.shape == (3, 2, 16)
+    with torch.no_grad():
+        states, pooled = both(tokens)
+        alone, other = first(first.tokenize(PROMPTS)), second(second.tokenize(PROMPTS))
+    assert torch.equal(states, torch.cat([alone.states, other.states], dim=2)) and torch.equal(pooled, other.pooled)
+    assert both.unseen("red " * 100) == first.unseen("red " * 100) != ""
+    with pytest.raises(ValueError, match="one context_length, not 16 and 8"):
+        TwoTowers(first, OpenCLIPTextEncoder(**SMALL | {"context_length": 8}))
 
 
 def test_class_embedder_and_no_text() -> None:
