@@ -1,9 +1,12 @@
-"""Constructor params of the original configs (CompVis, Stability) -> ours."""
+"""The original configs (CompVis, Stability), whole or one constructor's params -> ours."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ldm.checkpoint.original_text import Node, class_name, conditioner, conditioning, refuse_unknown
+from ldm.config import ConfigError
 
 # Say how to run, not what to compute, or repeat what other params say.
 UNET_IGNORED = {
@@ -39,13 +42,133 @@ UNET_USED = {
     "use_scale_shift_norm",
     "dropout",
 }
-DDCONFIG_IGNORED = {"double_z", "resolution", "attn_type", "attn_resolutions"}
-DDCONFIG_USED = {"z_channels", "in_channels", "out_ch", "ch", "ch_mult", "num_res_blocks", "dropout"}
+DDCONFIG_IGNORED = {"double_z"}
+DDCONFIG_USED = {
+    "z_channels",
+    "in_channels",
+    "out_ch",
+    "ch",
+    "ch_mult",
+    "num_res_blocks",
+    "dropout",
+    "resolution",
+    "attn_resolutions",
+    "attn_type",
+}
+MODELS = {
+    "LatentDiffusion",
+    "LatentInpaintDiffusion",
+    "LatentDepth2ImageDiffusion",
+    "LatentUpscaleDiffusion",
+    "ImageEmbeddingConditionedLatentDiffusion",
+    "DiffusionEngine",
+}
+AUTOENCODERS = {
+    "AutoencoderKL": "AutoencoderKL",
+    "AutoencoderKLInferenceWrapper": "AutoencoderKL",
+    "VQModel": "VQModel",
+    "VQModelInterface": "VQModel",
+}
+BETA_SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear", "cosine": "cosine", "sqrt": "sqrt"}
+PARAMETERIZATIONS = {"EpsScaling": "eps", "VScaling": "v"}
+
+
+def translate(tree: Mapping[str, Any], source: str = "config") -> Mapping[str, Any]:
+    """An original inference config -> ours; any other tree is given back as it is.
+
+    Read is what says how to compute; what says how to train is not. Guidance scales, and the size of sgm's models, are
+    in no original config: they are the families' own. ConfigError, with `source`, for what is not supported.
+    """
+    root = tree.get("model", tree)
+    params = root.get("params") if isinstance(root, Mapping) else None
+    if not isinstance(params, Mapping) or not {"unet_config", "network_config"} & set(params):
+        return tree
+    try:
+        if class_name(root) not in MODELS:
+            raise ValueError(f"the model {root['target']!r} is not supported: only {', '.join(sorted(MODELS))} are")
+        ours = _compvis(params) if "unet_config" in params else _sgm(params)
+    except KeyError as error:
+        raise ConfigError(f"{source}: reads as an original config, but {error} is missing; give it") from error
+    except (AttributeError, TypeError) as error:
+        raise ConfigError(f"{source}: reads as an original config, but a value is of a wrong type: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    return {"target": "LatentDiffusion", "params": ours}
+
+
+def _compvis(params: Mapping[str, Any]) -> Node:
+    """Params of ldm's LatentDiffusion and its children."""
+    autoencoder = _autoencoder(params["first_stage_config"], params.get("scale_factor", 1.0))
+    parameterization = params.get("parameterization", "eps")
+    factor = 2 ** (len(autoencoder["params"]["block_out_channels"]) - 1)
+    size = params.get("image_size", 256 // factor)  # of the latents
+    if (parameterization, size, factor) == ("v", 64, 8):
+        size = 96  # v2-inference-v.yaml says 64, as all of SD 2 do, of a model made for 768 pixels
+    ours = {
+        "parameterization": parameterization,
+        "image_size": size * factor,
+        "schedule": _schedule(params),
+        "unet": _unet(params["unet_config"]),
+        "autoencoder": autoencoder,
+    }
+    if "low_scale_config" in params:
+        low = params["low_scale_config"]["params"]
+        schedule, level = _schedule(low["noise_schedule_config"]), low["max_noise_level"]
+        ours["low_resolution"] = {"target": "NoiseAugmentation", "params": {"schedule": schedule, "max_level": level}}
+    return ours | conditioning(params["cond_stage_config"])
+
+
+def _sgm(params: Mapping[str, Any]) -> Node:
+    """Params of sgm's DiffusionEngine and its children."""
+    denoiser = params["denoiser_config"]["params"]
+    scaling, grid = class_name(denoiser["scaling_config"]), denoiser["discretization_config"]
+    if scaling not in PARAMETERIZATIONS or class_name(grid) != "LegacyDDPMDiscretization":
+        known = f"only {' and '.join(PARAMETERIZATIONS)} on LegacyDDPMDiscretization are"
+        raise ValueError(f"{scaling} on {class_name(grid)} is not supported: {known}")
+    parameterization, told = PARAMETERIZATIONS[scaling], conditioner(params["conditioner_config"])
+    return {
+        "parameterization": parameterization,
+        "image_size": 1024 if "framing_embedding" in told else 768 if parameterization == "v" else 512,
+        "schedule": _schedule({"linear_start": 0.00085, "linear_end": 0.012} | dict(grid.get("params") or {})),
+        "unet": _unet(params["network_config"]),
+        "autoencoder": _autoencoder(params["first_stage_config"], params.get("scale_factor", 1.0)),
+    } | told
+
+
+def _schedule(params: Mapping[str, Any]) -> Node:
+    """Linear in the betas' roots unless said otherwise, although the original calls it "linear"."""
+    kind = params.get("beta_schedule", "linear")
+    if kind not in BETA_SCHEDULES or params.get("given_betas") is not None:
+        raise ValueError(f"beta_schedule {kind!r} or given_betas: only {', '.join(BETA_SCHEDULES)} are supported")
+    ours = {
+        "beta_schedule": BETA_SCHEDULES[kind],
+        "beta_start": params.get("linear_start", 1e-4),
+        "beta_end": params.get("linear_end", 2e-2),
+        "num_timesteps": params.get("timesteps", params.get("num_timesteps", 1000)),
+    }
+    return {"target": "NoiseSchedule", "params": ours}
+
+
+def _unet(node: Mapping[str, Any]) -> Node:
+    if class_name(node) != "UNetModel":
+        raise ValueError(f"the network {node['target']!r} is not supported: only UNetModel is")
+    if node["params"].get("use_new_attention_order", False):
+        raise ValueError("use_new_attention_order is not supported in a config: no published file is in that order")
+    return {"target": "UNet", "params": unet_params(node["params"])}
+
+
+def _autoencoder(node: Mapping[str, Any], scale: float) -> Node:
+    if class_name(node) not in AUTOENCODERS:
+        raise ValueError(f"the autoencoder {node['target']!r} is not supported: only {', '.join(AUTOENCODERS)} are")
+    return {
+        "target": AUTOENCODERS[class_name(node)],
+        "params": autoencoder_params(node["params"]) | {"scaling_factor": scale},
+    }
 
 
 def unet_params(original: Mapping[str, Any]) -> dict[str, Any]:
     """Params of UNetModel -> params of UNet; ValueError for what no published model uses."""
-    _refuse_unknown("UNetModel", original, UNET_USED | UNET_IGNORED)
+    refuse_unknown("UNetModel", original, UNET_USED | UNET_IGNORED)
     mult = list(original.get("channel_mult", (1, 2, 4, 8)))
     levels = range(len(mult))
     context_dim = _one("context_dim", original.get("context_dim"))
@@ -90,7 +213,7 @@ def autoencoder_params(original: Mapping[str, Any]) -> dict[str, Any]:
     The scale of the latents stands elsewhere in an original config: `scale_factor` of its LatentDiffusion.
     """
     ddconfig = original["ddconfig"]
-    _refuse_unknown("ddconfig", ddconfig, DDCONFIG_USED | DDCONFIG_IGNORED)
+    refuse_unknown("ddconfig", ddconfig, DDCONFIG_USED | DDCONFIG_IGNORED)
     if original["embed_dim"] != ddconfig["z_channels"]:
         sizes = f"embed_dim {original['embed_dim']} and z_channels {ddconfig['z_channels']}"
         raise ValueError(f"{sizes} differ, which no published autoencoder does: make them equal")
@@ -102,6 +225,7 @@ def autoencoder_params(original: Mapping[str, Any]) -> dict[str, Any]:
         "block_out_channels": [ddconfig["ch"] * m for m in mult],
         "layers_per_block": ddconfig["num_res_blocks"],
         "attention_levels": [ddconfig["resolution"] // 2**i in resolutions for i in range(len(mult))],
+        "mid_attention": ddconfig.get("attn_type", "vanilla") != "none",
         "dropout": ddconfig.get("dropout", 0.0),
     }
     return params | ({"num_codes": original["n_embed"]} if "n_embed" in original else {})
@@ -114,9 +238,3 @@ def _one(name: str, value: Any) -> Any:
     if len(set(value)) != 1:
         raise ValueError(f"{name} {list(value)} varies between levels, which is not supported: give one value")
     return value[0]
-
-
-def _refuse_unknown(name: str, given: Mapping[str, Any], known: set[str]) -> None:
-    unknown = sorted(set(given) - known)
-    if unknown:
-        raise ValueError(f"{name} has params that are not known here: {', '.join(unknown)}")
