@@ -10,7 +10,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint import single_file
+from ldm.checkpoint import layouts
+from ldm.checkpoint.detect import FAMILIES, signature
+from ldm.checkpoint.diffusers_folder import read_any
+from ldm.checkpoint.fit import check_finite, check_fit, fill
 from ldm.checkpoint.meta import on_meta
 from ldm.checkpoint.read import CheckpointError, Weights, read
 from ldm.config import ConfigError, build, load_config, parse_config
@@ -22,7 +25,6 @@ CONFIGS = next(
     (folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()), PACKAGE / "configs"
 )
 SHIPPED = ("scenes", "judge")  # whose weights are in ldm/assets
-COMPONENTS = ("unet", "autoencoder", "text_encoder")
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -34,23 +36,34 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     autoencoder_dtype: torch.dtype | None = None,
+    use_ema: bool | None = None,
+    variant: str | None = None,
+    parameterization: str | None = None,
+    autoencoder: str | Path | None = None,
+    text_encoder: str | Path | None = None,
 ) -> LatentDiffusion:
-    """A model in eval mode: a shipped one by name ("scenes"), or the weights in a file.
+    """A model in eval mode: a shipped one by name ("scenes"), or the weights in a file or a diffusers folder.
 
-    config: a YAML file, the name of one in configs/, or its tree; None takes the one stored in the file.
+    config: a YAML file, the name of one in configs/, or its tree; None takes the one stored in the file, or the one of
+    the family that the weights are of.
     dtype: of the networks, whatever the file stores; None is float32. `autoencoder_dtype`: None is `dtype`.
+    use_ema: the averaged copy of the UNet, or the plain one; None is the plain one if it is there.
+    variant: "fp16" takes a folder's half-precision files; None the plain ones if they are there.
+    parameterization: what the UNet predicts ("eps", "v", "x0"), where it is not what the config says.
+    autoencoder, text_encoder: another file or folder to take this part from.
     Raises CheckpointError or ConfigError, both ValueErrors. The file must hold every weight of the model and no other.
     """
     path = weights_path(name_or_path)
-    weights = read(path)
-    tree, source = _carried_config(weights, path) if config is None else _config_tree(config)
+    weights = _read(path, variant)
+    tree, source = find_config(weights, path, config, parameterization)
     with on_meta():
         model = build(tree, source, expected=LatentDiffusion)
     assert isinstance(model, LatentDiffusion)
-    tensors = weights.tensors
-    if single_file.is_original(tensors):
-        tensors = single_file.to_internal(tensors, model)
-    _check_family(model, tensors, path, source)
+    _check_family(model, weights.tensors, path, source)
+    tensors = _renamed(weights, model, path, use_ema)
+    for part, other in (("autoencoder", autoencoder), ("text_encoder", text_encoder)):
+        if other is not None:
+            tensors = _with_part(tensors, part, _renamed(_read(Path(other), None), model, Path(other)))
     dtype = torch.float32 if dtype is None else dtype
     child_dtypes = {} if autoencoder_dtype is None else {"autoencoder": autoencoder_dtype}
     fill(model, tensors, path, source, dtype, child_dtypes)
@@ -87,32 +100,12 @@ def save(
         k: v.detach().to("cpu", dtype if v.is_floating_point() else None).contiguous()
         for k, v in model.state_dict().items()
     }
-    _check_finite(tensors, Path(path))
+    check_finite(tensors, Path(path))
     with on_meta():
         twin = build(config, "config", expected=type(model))
-    _check_fit(twin, tensors, Path(path), "the config to be stored with it")
+    check_fit(twin, tensors, Path(path), "the config to be stored with it")
     with atomic(Path(path)) as file:
         file.write(to_bytes(tensors, metadata={**(metadata or {}), "config": json.dumps(config)}))
-
-
-def fill(
-    model: nn.Module,
-    tensors: Mapping[str, Tensor],
-    path: Path,
-    source: str,
-    dtype: torch.dtype = torch.float32,
-    child_dtypes: Mapping[str, torch.dtype] | None = None,
-) -> None:
-    """Give a model its weights: all of them, of the right shapes, finite, and nothing left over.
-
-    dtype: what they become; child_dtypes: exceptions, by the name of a child module.
-    """
-    _check_fit(model, tensors, path, source)
-    dtypes = {name: (child_dtypes or {}).get(name.partition(".")[0], dtype) for name in tensors}
-    cast = {name: value.to(dtypes[name]) if value.is_floating_point() else value for name, value in tensors.items()}
-    _check_finite(cast, path)
-    model.load_state_dict(cast, assign=True)
-    assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 
 
 def weights_path(name_or_path: str | Path) -> Path:
@@ -120,7 +113,72 @@ def weights_path(name_or_path: str | Path) -> Path:
     return PACKAGE / "assets" / f"{name_or_path}.safetensors" if name_or_path in SHIPPED else Path(name_or_path)
 
 
+# --- tensors -----------------------------------------------------------------------------------------------------
+
+
+def _read(path: Path, variant: str | None) -> Weights:
+    weights = read_any(path, variant)
+    return Weights(layouts.unwrapped(weights.tensors), weights.metadata)
+
+
+def _renamed(weights: Weights, model: LatentDiffusion, path: Path, use_ema: bool | None = None) -> dict[str, Tensor]:
+    try:
+        return layouts.to_internal(weights.tensors, model, use_ema)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
+def _with_part(tensors: Mapping[str, Tensor], part: str, others: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of one part replaced by another file's."""
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{part}.")}
+    return kept | {name: tensor for name, tensor in others.items() if name.startswith(f"{part}.")}
+
+
+def _check_family(model: LatentDiffusion, tensors: Mapping[str, Tensor], path: Path, source: str) -> None:
+    """One sentence for a config of another family than the file's, instead of pages of shapes."""
+    found, expected = signature(tensors), signature(model.state_dict())
+    if found is None or expected is None or found == expected:
+        return
+    fitting = [name for name in FAMILIES[found].configs if name in _shipped_configs()] if found in FAMILIES else []
+    remedy = f"use the config {' or '.join(fitting)}" if fitting else "give the config this file was made for"
+    raise CheckpointError(f"{path}: this file is {found}, but {source} is for {expected}; {remedy}")
+
+
 # --- configs -----------------------------------------------------------------------------------------------------
+
+
+def find_config(
+    weights: Weights,
+    path: Path,
+    config: str | Path | Mapping[str, Any] | None = None,
+    parameterization: str | None = None,
+) -> tuple[Mapping[str, Any], str]:
+    """The tree of the given config, of the one in the file, or of the file's family; and what to call it in errors."""
+    wanted = parameterization or weights.metadata.get("parameterization")
+    if config is not None:
+        tree, source = _config_tree(config)
+    elif "config" in weights.metadata:
+        tree, source = _carried_config(weights, path)
+    else:
+        name = _family_config(weights, path, wanted)
+        tree, source = _config_tree(name)
+    if parameterization is not None:
+        tree = {**tree, "params": {**tree.get("params", {}), "parameterization": parameterization}}
+    return tree, source
+
+
+def _family_config(weights: Weights, path: Path, parameterization: str | None) -> str:
+    """The name of the config of the family that the weights are of; among several, the one of this parameterization."""
+    found = signature(weights.tensors)
+    family = FAMILIES.get(found) if found else None
+    if family is None:
+        what = f"is {found}" if found else "holds no UNet"
+        raise ConfigError(f"{path}: this file {what} and carries no config; give one: {_choices()}")
+    names = [name for name in family.configs if name in _shipped_configs()]
+    if not names:
+        raise ConfigError(f"{path}: this file is {found}, for which there is no config yet; give one: {_choices()}")
+    said = {name: load_config(CONFIGS / f"{name}.yaml")["params"].get("parameterization", "eps") for name in names}
+    return next((name for name in names if said[name] == parameterization), names[0])
 
 
 def _carried_config(weights: Weights, path: Path) -> tuple[Mapping[str, Any], str]:
@@ -148,64 +206,3 @@ def _choices() -> str:
 
 def _shipped_configs() -> list[str]:
     return sorted(file.stem for file in CONFIGS.glob("*.yaml"))
-
-
-# --- what a file must be -----------------------------------------------------------------------------------------
-
-
-def _family(tensors: Mapping[str, Tensor]) -> dict[str, int]:
-    """The two numbers that tell the families apart, from the UNet's tensors under their names in memory."""
-    context = next(
-        (v.shape[1] for k, v in tensors.items() if k.startswith("unet.") and k.endswith("attn2.to_k.weight")), 0
-    )
-    conv_in = tensors.get("unet.conv_in.weight")
-    return {"context width": context} | ({} if conv_in is None else {"input channels": conv_in.shape[1]})
-
-
-def _check_family(model: LatentDiffusion, tensors: Mapping[str, Tensor], path: Path, source: str) -> None:
-    found, expected = _family(tensors), _family(model.state_dict())
-    if "input channels" not in found or found == expected:
-        return
-    fitting = []
-    for name in _shipped_configs():
-        params = load_config(CONFIGS / f"{name}.yaml")["params"]["unet"]["params"]
-        if found == {"context width": params.get("context_dim", 0), "input channels": params.get("in_channels", 4)}:
-            fitting.append(name)
-    words = [" and ".join(f"{kind} {number}" for kind, number in family.items()) for family in (found, expected)]
-    remedy = f"use the config {' or '.join(fitting)}" if fitting else "give the config this file was made for"
-    raise CheckpointError(f"{path}: the UNet in this file has {words[0]}, but {source} expects {words[1]}; {remedy}")
-
-
-def _check_fit(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, source: str) -> None:
-    """One CheckpointError that counts every misfit and shows the first five of each kind."""
-    expected = model.state_dict()
-    missing = [name for name in expected if name not in tensors]
-    unexpected = [name for name in tensors if name not in expected]
-    reshaped = [
-        f"{name} {tuple(tensors[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in expected
-        if name in tensors and tensors[name].shape != expected[name].shape
-    ]
-    for part in COMPONENTS:
-        names = [name for name in expected if name.startswith(f"{part}.")]
-        if names and not any(name in tensors for name in names):
-            raise CheckpointError(
-                f"{path}: holds no {part.replace('_', ' ')}, which {source} describes; use a complete file"
-            )
-    faults = [
-        f"{len(names)} {words} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
-        for names, words in ((missing, "missing"), (unexpected, "unexpected"), (reshaped, "of another shape"))
-        if names
-    ]
-    if faults:
-        raise CheckpointError(
-            f"{path}: does not fit {source}, tensors are {', '.join(faults)}; use the config this file was made for"
-        )
-
-
-def _check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
-    for name, value in tensors.items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise CheckpointError(
-                f"{path}: {name} holds NaN or infinity as {value.dtype}; use an intact file, or a wider dtype"
-            )

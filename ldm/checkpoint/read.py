@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 _MAX_HEADER = 16 << 20  # bytes; the longest header of a published file of this family is 0.4 MB
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # what training programs keep the weights under
+_MAX_NESTING = 3
 _AGAIN = "get it again: it is incomplete or damaged"
 
 
@@ -33,7 +35,7 @@ def read(path: str | Path) -> Weights:
     """Read a .safetensors or .ckpt file to the CPU, in the dtypes it is stored in; CheckpointError if it is neither."""
     path = Path(path)
     if path.is_dir():
-        raise CheckpointError(f"{path} is a folder; give the path of a .safetensors or .ckpt file")
+        raise CheckpointError(f"{path} is a folder; give the path of a .safetensors or .ckpt file in it")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -151,12 +153,17 @@ def _harmless() -> list[Any]:
 
 
 def _flat(contents: object, path: Path) -> dict[str, Tensor]:
-    """The dict of tensors, out of at most one wrapping `state_dict`."""
-    if isinstance(contents, Mapping) and isinstance(contents.get("state_dict"), Mapping):
-        contents = contents["state_dict"]
+    """The dict of tensors, out of at most three that wrap it; one that holds itself is no endless search."""
+    for _ in range(_MAX_NESTING):
+        inner = [contents[key] for key in _WRAPPERS if key in contents] if isinstance(contents, Mapping) else []
+        contents = next((mapping for mapping in inner if isinstance(mapping, Mapping)), contents)
     if not isinstance(contents, Mapping):
         raise CheckpointError(f"{path}: holds one {type(contents).__name__}; expected tensors by name")
     tensors = {k: v for k, v in contents.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensors by name; expected the weights of a model")
+    for name, tensor in tensors.items():
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            shape = tuple(tensor.shape)
+            raise CheckpointError(f"{path}: {name} claims shape {shape}, more than the file stores; {_AGAIN}")
     return tensors

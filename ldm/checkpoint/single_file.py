@@ -10,14 +10,39 @@ from ldm.checkpoint import keys, text_keys
 from ldm.models.latent_diffusion import LatentDiffusion
 
 PREFIXES = {**keys.PREFIXES, "text_encoder": "cond_stage_model."}
+SDXL_TOWERS = ("conditioner.embedders.0.", "conditioner.embedders.1.")
+EMA = "model_ema.diffusion_model"  # before the UNet's names without their dots
 NOT_LOADED = (
-    "model_ema.",
-    "first_stage_model.loss.",
-)  # a second copy of the UNet, and what only trained the autoencoder
+    "model_ema.",  # a second copy of the UNet: see with_one_unet
+    "first_stage_model.loss.",  # what only trained the autoencoder
+    "low_scale_model.",  # constants of a noise schedule
+    "depth_model.",  # the network that measures depth, which is no part of the diffusion
+)
 
 
 def is_original(names: Iterable[str]) -> bool:
-    return any(name.startswith(tuple(PREFIXES.values())) for name in names)
+    return any(name.startswith((*PREFIXES.values(), *SDXL_TOWERS, "model_ema.")) for name in names)
+
+
+def with_one_unet(tensors: Mapping[str, Tensor], model: LatentDiffusion, use_ema: bool | None) -> dict[str, Tensor]:
+    """Without one of the two copies of the UNet that a training leaves: the averaged (EMA) one and the plain one.
+
+    use_ema: which to keep; None keeps the plain one if it is there. ValueError if the file has not what is wanted.
+    """
+    averaged = any(name.startswith(EMA) for name in tensors)
+    plain = any(name.startswith(PREFIXES["unet"]) for name in tensors)
+    use_ema = averaged and not plain if use_ema is None else use_ema
+    if use_ema and not averaged:
+        raise ValueError("holds no EMA weights; leave use_ema out")
+    if averaged and not plain and not use_ema:
+        raise ValueError("holds EMA weights only; leave use_ema out")
+    if not use_ema:
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith("model_ema.")}
+    names = keys.to_original(model.unet.state_dict(), model.unet)
+    plain_names = {f"{EMA}{name.replace('.', '')}": f"{PREFIXES['unet']}{name}" for name in names}
+    return {
+        plain_names.get(name, name): tensor for name, tensor in tensors.items() if not name.startswith(PREFIXES["unet"])
+    }
 
 
 def to_internal(tensors: Mapping[str, Tensor], model: LatentDiffusion) -> dict[str, Tensor]:
@@ -25,21 +50,21 @@ def to_internal(tensors: Mapping[str, Tensor], model: LatentDiffusion) -> dict[s
 
     Names without a dot are constants of the noise schedule, which the config tells; they are dropped.
     """
-    parts: dict[str, dict[str, Tensor]] = {part: {} for part in PREFIXES}
+    parts: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in (*PREFIXES.values(), *SDXL_TOWERS)}
     out: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        part = next((part for part, prefix in PREFIXES.items() if name.startswith(prefix)), None)
+        prefix = next((prefix for prefix in parts if name.startswith(prefix)), None)
         if name.startswith(NOT_LOADED) or "." not in name:
             continue
-        if part is None:
+        if prefix is None:
             out[name] = tensor
         else:
-            parts[part][name[len(PREFIXES[part]) :]] = tensor
-    pooled = "tower.text_projection" in model.text_encoder.state_dict()
+            parts[prefix][name[len(prefix) :]] = tensor
+    towers = [parts[prefix] for prefix in (PREFIXES["text_encoder"], *SDXL_TOWERS) if parts[prefix]]
     renamed = {
-        "unet": keys.to_internal(parts["unet"], model.unet),
-        "autoencoder": keys.to_internal(parts["autoencoder"], model.autoencoder),
-        "text_encoder": text_keys.to_memory(parts["text_encoder"], keep_projection=pooled),
+        "unet": keys.to_internal(parts[PREFIXES["unet"]], model.unet),
+        "autoencoder": keys.to_internal(parts[PREFIXES["autoencoder"]], model.autoencoder),
+        "text_encoder": text_keys.towers_to_memory(towers, model.text_encoder),
     }
     return out | {f"{part}.{name}": tensor for part, names in renamed.items() for name, tensor in names.items()}
 

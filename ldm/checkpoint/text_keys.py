@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Tensors = dict[str, Tensor]
 
@@ -22,6 +23,29 @@ OPEN_CLIP_TO_HUGGING_FACE = (
 )
 PROJECTION = "text_projection"  # (width, dim) in open_clip; a Linear's weight, (dim, width), in Hugging Face's layout
 NOT_WEIGHTS = {"attn_mask", "logit_scale", "text_model.embeddings.position_ids"}  # constants, and CLIP's temperature
+
+
+def tower_prefixes(encoder: nn.Module) -> tuple[str, ...]:
+    """Before the names of each tower in memory, in the order in which files number them: SDXL has two."""
+    return ("first.", "second.") if any(k.startswith("second.") for k in encoder.state_dict()) else ("",)
+
+
+def towers_to_memory(files: Sequence[Tensors], encoder: nn.Module) -> Tensors:
+    """One dict per tower, as `to_memory` takes it, -> names in `encoder`. A file's tower too many keeps its names."""
+    prefixes, wanted = tower_prefixes(encoder), encoder.state_dict()
+    out: Tensors = {}
+    for i, tensors in enumerate(files):
+        if i < len(prefixes):
+            pooled = f"{prefixes[i]}tower.{PROJECTION}" in wanted
+            out |= {f"{prefixes[i]}{name}": value for name, value in to_memory(tensors, pooled).items()}
+        else:
+            out |= {f"{i}.{name}": value for name, value in tensors.items()}
+    return out
+
+
+def is_hugging_face(name: str) -> bool:
+    """Whether a tensor of a text encoder, without the file's own prefix, is named as Hugging Face names it."""
+    return name.startswith(("text_model.", "embeddings.", "encoder.layers.", "final_layer_norm."))
 
 
 def to_memory(tensors: Tensors, keep_projection: bool) -> Tensors:

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from ldm.checkpoint import single_file
-from ldm.checkpoint.load import CONFIGS, _check_fit
+from ldm.checkpoint.fit import check_fit
+from ldm.checkpoint.load import CONFIGS
 from ldm.checkpoint.meta import on_meta
 from ldm.config import build, load_config
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -41,7 +42,7 @@ def test_published_layout(config: str) -> None:
     published |= {
         f"model_ema.{name.replace('.', '')}": torch.empty(1) for name in published if name.startswith("model.")
     }
-    _check_fit(model, single_file.to_internal(published, model), Path(config), config)
+    check_fit(model, single_file.to_internal(published, model), Path(config), config)
 
     back = single_file.to_original(model, text_prefix=TEXT_PREFIX[config])
     weights = {name for name in published if "." in name and not name.startswith("model_ema.")} - NO_WEIGHTS[

@@ -1,0 +1,70 @@
+"""A model takes all of its tensors by name, finite, of its shapes, and none is left over; or one error says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ldm.checkpoint.read import CheckpointError
+
+REMEDIES = {  # for parts that a file may lack
+    "unet": "use a complete file",
+    "autoencoder": "use a complete file, or give autoencoder=FILE, one that holds it",
+    "text_encoder": "use a complete file, or give text_encoder=FILE, one that holds it",
+}
+
+
+def fill(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    path: Path,
+    source: str,
+    dtype: torch.dtype = torch.float32,
+    child_dtypes: Mapping[str, torch.dtype] | None = None,
+) -> None:
+    """Give a model its weights; CheckpointError names `path`, and what the model was built from: `source`.
+
+    dtype: what they become; child_dtypes: exceptions, by the name of a child module.
+    """
+    check_fit(model, tensors, path, source)
+    dtypes = {name: (child_dtypes or {}).get(name.partition(".")[0], dtype) for name in tensors}
+    cast = {name: value.to(dtypes[name]) if value.is_floating_point() else value for name, value in tensors.items()}
+    check_finite(cast, path)
+    model.load_state_dict(cast, assign=True)
+    assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+
+
+def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, source: str) -> None:
+    """One CheckpointError that counts every misfit and shows the first five of each kind."""
+    expected = model.state_dict()
+    missing = [name for name in expected if name not in tensors]
+    unexpected = [name for name in tensors if name not in expected]
+    reshaped = [
+        f"{name} {tuple(tensors[name].shape)} instead of {tuple(expected[name].shape)}"
+        for name in expected
+        if name in tensors and tensors[name].shape != expected[name].shape
+    ]
+    for part, remedy in REMEDIES.items():
+        names = [name for name in expected if name.startswith(f"{part}.")]
+        if names and not any(name in tensors for name in names):
+            raise CheckpointError(f"{path}: holds no {part.replace('_', ' ')}, which {source} describes; {remedy}")
+    faults = [
+        f"{len(names)} {words} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
+        for names, words in ((missing, "missing"), (unexpected, "unexpected"), (reshaped, "of another shape"))
+        if names
+    ]
+    if faults:
+        raise CheckpointError(
+            f"{path}: does not fit {source}, tensors are {', '.join(faults)}; use the config this file was made for"
+        )
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    for name, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise CheckpointError(
+                f"{path}: {name} holds NaN or infinity as {value.dtype}; use an intact file, or a wider dtype"
+            )
