@@ -75,8 +75,8 @@ class LatentDiffusion(nn.Module):
         states, pooled = self.text_encoder(tokens.to(self.device))
         if self.zero_unconditional:
             given = torch.tensor([prompt is not None for prompt in prompts], device=self.device)  # (B,)
-            states = None if states is None else states * given[:, None, None]
-            pooled = None if pooled is None else pooled * given[:, None]
+            states = None if states is None else states.masked_fill(~given[:, None, None], 0)
+            pooled = None if pooled is None else pooled.masked_fill(~given[:, None], 0)
         if self.framing_embedding is None:
             return Conditioning(states)
         if pooled is None:
