@@ -1,0 +1,89 @@
+"""Conversion there and back, and the report on a file: functions and scripts, on miniatures."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import ldm
+from ldm.checkpoint import single_file
+from ldm.checkpoint.convert import convert
+from ldm.checkpoint.report import report
+from ldm.config import build
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_there_and_back(version: int, miniature: Callable[[int], dict[str, Any]], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tree = miniature(version)
+    prefix = {1: "transformer.", 2: "model."}[version]
+    tensors = single_file.to_original(build(tree), text_prefix=prefix)
+    tensors = {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
+    torch.save({"state_dict": tensors | {"betas": torch.rand(9)}}, tmp_path / "in.ckpt")
+
+    convert(tmp_path / "in.ckpt", tmp_path / "ours.safetensors", config=tree)
+    convert(tmp_path / "ours.safetensors", tmp_path / "back.safetensors", layout="original")
+    back = load_file(tmp_path / "back.safetensors")
+    assert back.keys() == tensors.keys()
+    assert all(torch.equal(back[name], tensors[name]) and back[name].dtype == torch.float16 for name in back)
+    a, b = (ldm.load(tmp_path / f"{name}.safetensors").state_dict() for name in ("ours", "back"))
+    assert a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+    arguments = [str(tmp_path / "back.safetensors"), str(tmp_path / "wide.safetensors"), "--dtype", "fp32"]
+    assert script("convert").main(arguments) == 0
+    wide = load_file(tmp_path / "wide.safetensors")
+    assert wide.keys() == a.keys() and all(torch.equal(wide[name], a[name]) for name in wide)
+
+
+def test_what_is_not_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main = script("convert").main
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    assert main([str(tmp_path / "a.safetensors"), str(tmp_path / "b.ckpt")]) == 2
+    assert "is not a .safetensors file; give another name" in capsys.readouterr().err
+    assert main([str(tmp_path / "a.safetensors"), str(tmp_path / "a.safetensors")]) == 2
+    assert "is there already; give another name" in capsys.readouterr().err
+    assert main([str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")]) == 2
+    assert "holds no UNet and carries no config" in capsys.readouterr().err
+    assert not (tmp_path / "b.safetensors").exists()
+
+
+def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "model.safetensors"
+    unet = "model_ema.diffusion_model"
+    tensors = {
+        f"{unet}input_blocks00weight": torch.zeros(320, 4, 1, 1),
+        f"{unet}input_blocks11transformer_blocks0attn2to_kweight": torch.zeros(1, 1024).half(),
+        "first_stage_model.quant_conv.bias": torch.tensor([0.0, torch.nan]),
+    }
+    save_file(tensors, path)
+    found = report(path)
+    assert found["family"] == "SD 2.x (context 1024, 4 input channels)" and found["configs"] == ["sd-v2", "sd-v2-v"]
+    assert (found["layout"], found["ema"], found["carries a config"]) == ("original", True, False)
+    assert (found["holds"], found["lacks"]) == (["unet", "autoencoder"], ["text encoder"])
+    assert found["dtypes"] == {"float32": 2, "float16": 1}
+    assert found["non-finite"] == ["first_stage_model.quant_conv.bias"]
+    assert found["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+
+    main = script("inspect_checkpoint").main
+    assert main([str(path), "--json"]) == 0 and json.loads(capsys.readouterr().out) == found
+    assert main([str(path)]) == 0 and "lacks             text encoder\n" in capsys.readouterr().out
+    assert main([str(tmp_path / "none")]) == 2 and "cannot be read" in capsys.readouterr().err
