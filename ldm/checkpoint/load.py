@@ -15,6 +15,7 @@ from ldm.checkpoint.detect import FAMILIES, signature
 from ldm.checkpoint.diffusers_folder import read_any
 from ldm.checkpoint.fit import check_finite, check_fit, fill
 from ldm.checkpoint.meta import on_meta
+from ldm.checkpoint.original_config import translate
 from ldm.checkpoint.read import CheckpointError, Weights, read
 from ldm.config import ConfigError, build, load_config, parse_config
 from ldm.files import atomic
@@ -192,12 +193,12 @@ def _carried_config(weights: Weights, path: Path) -> tuple[Mapping[str, Any], st
 def _config_tree(config: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
     """The tree of a given config, and what to call it in errors."""
     if isinstance(config, Mapping):
-        return config, "the given config"
+        return translate(config, "the given config"), "the given config"
     if str(config) in _shipped_configs():
         return load_config(CONFIGS / f"{config}.yaml"), f"configs/{config}.yaml"
     if not Path(config).is_file():
         raise ConfigError(f"no config {str(config)!r}; give {_choices()}")
-    return load_config(config), str(config)
+    return translate(load_config(config), str(config)), str(config)
 
 
 def _choices() -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ldm.checkpoint.load import CONFIGS
+from ldm.checkpoint.load import CONFIGS, find_config
 from ldm.checkpoint.original_config import translate
+from ldm.checkpoint.read import Weights
 from ldm.config import ConfigError, build, check, load_config, parse_config, registered
 from ldm.models.latent_diffusion import LatentDiffusion
 
@@ -197,6 +199,18 @@ def test_an_unmodified_original_is_our_config(name: str) -> None:
             depth = params["transformer_depth"]
             params["mid_transformer_depth"] = depth[-1] if isinstance(depth, list) else depth
     assert found == wanted
+
+
+def test_load_takes_it_as_a_file_and_as_a_tree(tmp_path: Path) -> None:
+    file = tmp_path / "v1-inference.yaml"
+    file.write_text(ORIGINALS["sd-v1"])
+    wanted = translate(parse_config(ORIGINALS["sd-v1"]))
+    nothing = Weights({}, {})
+    for config in (file, parse_config(ORIGINALS["sd-v1"])):
+        assert find_config(nothing, tmp_path / "model.ckpt", config)[0] == wanted
+    with pytest.raises(ConfigError, match="v1-inference.yaml: the text encoder Bert is not supported"):
+        file.write_text(ORIGINALS["sd-v1"].replace("FrozenCLIPEmbedder", "Bert"))
+        find_config(nothing, tmp_path / "model.ckpt", file)
 
 
 def test_a_config_of_ours_is_left_alone() -> None:
