@@ -1,0 +1,57 @@
+"""The shipped model: small, what its config says, and true to prompts it never saw."""
+
+import json
+
+import pytest
+import torch
+
+from ldm.checkpoint.load import CONFIGS, PACKAGE, load, load_part
+from ldm.checkpoint.read import read
+from ldm.config import load_config
+from ldm.data.datasets import as_bytes, as_pixels
+from ldm.data.raycast import render
+from ldm.metrics.evaluate import evaluate, fresh_prompts, psnr
+from ldm.metrics.judge import Judge, accuracy
+
+ASSETS = PACKAGE / "assets"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load("scenes")
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return load_part("judge", Judge)
+
+
+def test_weights_are_small_and_say_where_they_come_from():
+    sizes = {path.stem: path.stat().st_size for path in ASSETS.glob("*.safetensors")}
+    assert sizes["judge"] <= 3e6 and sum(sizes.values()) - sizes["judge"] <= 30e6
+    for name in ("scenes", "judge"):
+        weights = read(ASSETS / f"{name}.safetensors")
+        assert {"config", "steps", "seed", "commit"} <= set(weights.metadata)
+        assert all(tensor.dtype == torch.float16 for tensor in weights.tensors.values())
+
+
+def test_config_file_is_that_of_the_weights():
+    carried = json.loads(read(ASSETS / "scenes.safetensors").metadata["config"])
+    assert carried == load_config(CONFIGS / "scenes.yaml")
+
+
+def test_judge_is_right_about_renders(judge):
+    scenes, _ = fresh_prompts(60, seed=11)
+    shares = accuracy(scenes, judge.look(as_pixels(torch.stack([as_bytes(render(scene)) for scene in scenes]))))
+    assert min(shares[name] for name in ("count", "shape", "color", "size", "material", "relation", "sky")) > 0.95
+
+
+def test_autoencoder_keeps_what_it_is_given(model):
+    scenes, _ = fresh_prompts(12, seed=12)
+    assert psnr(model, as_pixels(torch.stack([as_bytes(render(scene)) for scene in scenes]))) > 30
+
+
+def test_pictures_follow_their_prompts(model, judge):
+    report, _, _ = evaluate(model, judge, 16, seed=13, done=lambda: None, steps=15, batch_size=8)
+    assert report["generated"]["sky"] > 0.9 and report["generated"]["count"] > 0.7
+    assert report["generated"]["color"] > 0.7
