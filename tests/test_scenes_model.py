@@ -53,5 +53,7 @@ def test_autoencoder_keeps_what_it_is_given(model):
 
 def test_pictures_follow_their_prompts(model, judge):
     report, _, _ = evaluate(model, judge, 16, seed=13, done=lambda: None, steps=15, batch_size=8)
-    assert report["generated"]["sky"] > 0.9 and report["generated"]["count"] > 0.7
-    assert report["generated"]["color"] > 0.7
+    generated = report[
+        "generated"
+    ]  # guessing would be right about a sky in 1 of 4, a color in 1 of 8, a size in 1 of 2
+    assert generated["sky"] > 0.9 and generated["color"] > 0.5 and generated["shape"] > 0.6 and generated["size"] > 0.75

@@ -50,11 +50,12 @@ def test_diffusers_components(name: str) -> None:
     assert config_of(layout(f"diffusers/{name}", "unet.")) == name.removesuffix(".unet")
 
 
-@pytest.mark.parametrize("config", [name for family in FAMILIES.values() for name in family.configs])
+NO_CONFIG_YET = {"ldm-text2img", "sd-v2-unclip-l", "ddpm-cat-256"}
+
+
+@pytest.mark.parametrize("config", sorted({name for f in FAMILIES.values() for name in f.configs} - NO_CONFIG_YET))
 def test_a_config_builds_the_family_it_stands_for(config: str) -> None:
     path = CONFIGS / f"{config}.yaml"
-    if not path.is_file():
-        pytest.skip("no such config yet")
     with on_meta():
         model = build(load_config(path))
     found = signature(model.state_dict())

@@ -18,15 +18,16 @@ from ldm.config import build, load_config
 LAYOUTS = Path(__file__).parents[1] / "golden" / "layouts"
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in LAYOUTS.glob("*.json")))
+NO_CONFIG_YET = {"ldm-text2img-1p4b"}  # its text tower, BERT, is not written
+
+
+@pytest.mark.parametrize("name", sorted({path.stem for path in LAYOUTS.glob("*.json")} - NO_CONFIG_YET))
 def test_published_files_fit(name: str) -> None:
     entries = json.loads((LAYOUTS / f"{name}.json").read_text())
     tensors = {key: torch.empty(shape, device="meta") for key, (shape, _) in entries.items()}
     found = signature(tensors)
     assert found is not None
     path = CONFIGS / f"{FAMILIES[found].configs[0]}.yaml"
-    if not path.is_file():
-        pytest.skip("no such config yet")
     with on_meta():
         model = build(load_config(path))
     check_fit(model, layouts.to_internal(layouts.unwrapped(tensors), model), Path(name), path.name)
