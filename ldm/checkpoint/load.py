@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -165,7 +166,17 @@ def find_config(
         tree, source = _config_tree(name)
     if parameterization is not None:
         tree = {**tree, "params": {**tree.get("params", {}), "parameterization": parameterization}}
-    return tree, source
+    return _with_measured_scale(tree, weights), source
+
+
+def _with_measured_scale(tree: Mapping[str, Any], weights: Weights) -> Mapping[str, Any]:
+    """Models of 2022 trained with `scale_by_std` carry the scale they measured, and nothing else tells it."""
+    if "scale_factor" not in weights.tensors or "autoencoder" not in tree.get("params", {}):
+        return tree
+    tree = deepcopy(dict(tree))
+    params = tree["params"]["autoencoder"].setdefault("params", {})
+    params["scaling_factor"] = float(weights.tensors["scale_factor"])
+    return tree
 
 
 def _family_config(weights: Weights, path: Path, parameterization: str | None) -> str:

@@ -181,6 +181,14 @@ def test_original_file(original: tuple, tmp_path: Path) -> None:
     assert same(ldm.load(tmp_path / "old.ckpt", config=tree).state_dict(), model.state_dict())
 
 
+def test_the_scale_a_file_measured_is_taken(original: tuple, tmp_path: Path) -> None:
+    tree, model, tensors = original
+    save_file(tensors | {"scale_factor": torch.tensor(0.25)}, tmp_path / "measured.safetensors")
+    loaded = ldm.load(tmp_path / "measured.safetensors", config=tree)
+    assert loaded.autoencoder.scaling_factor == 0.25 != model.autoencoder.scaling_factor
+    assert tree["params"]["autoencoder"]["params"].get("scaling_factor") != 0.25
+
+
 def test_ema(original: tuple, tmp_path: Path) -> None:
     """The averaged copy has names without dots. It is taken when asked for, or when there is no other."""
     tree, model, tensors = original
