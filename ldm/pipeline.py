@@ -20,6 +20,7 @@ from ldm.models.diffusion import SAMPLERS
 from ldm.models.diffusion.guidance import guided
 from ldm.models.diffusion.spacing import SPACINGS
 from ldm.models.diffusion.step import Step
+from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.noise import StepNoise, starting_noise
 from ldm.request import Item, Settings, make_items, picture_size, resolve
@@ -169,8 +170,10 @@ def sample(
         x = n * math.sqrt(float(sigmas[0]) ** 2 + 1)
     else:
         x = model.schedule.add_noise(z, n, sigmas[0])
-    cond = model.condition([item.prompt for item in batch])
-    uncond = None if settings.guidance_scale == 1 else model.condition([item.negative_prompt for item in batch])
+    framing = Framing.whole(settings.height, settings.width)
+    cond, uncond = model.condition([item.prompt for item in batch], framing), None
+    if settings.guidance_scale != 1:
+        uncond = model.condition([item.negative_prompt for item in batch], framing, negative=True)
     denoise = guided(model.denoiser, cond, uncond, settings.guidance_scale)
     options = {} if settings.eta is None else {"eta": settings.eta}
     yield from sampler(denoise, x, sigmas, noise=StepNoise(seeds), **options)

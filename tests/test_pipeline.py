@@ -13,7 +13,9 @@ import ldm
 from ldm import images
 from ldm.config import build, load_config
 from ldm.models.diffusion import SAMPLERS
+from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.diffusion.spacing import SPACINGS
+from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.noise import starting_noise
 from ldm.pipeline import NonFiniteError, encode, generate, sample
@@ -128,11 +130,27 @@ def test_a_picture_begins_with_the_noise_of_its_first_level(tiny: Any, monkeypat
     assert torch.allclose(x, z + sigma * starting_noise([2], (4, 4, 4)), atol=1e-5)
 
 
+def test_the_model_is_told_the_size_and_which_prompt_is_the_negative_one(
+    tiny: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, condition = [], tiny.condition
+
+    def listen(prompts: list[str], framing: Framing, *, negative: bool = False) -> Conditioning:
+        told.append((prompts, framing.original_height, framing.original_width, negative))
+        return condition(prompts, framing, negative=negative)
+
+    monkeypatch.setattr(tiny, "condition", listen)
+    list(ldm.txt2img(tiny, "a", negative_prompt="b", height=32, width=64, steps=1, guidance_scale=2.0))
+    assert told == [(["a"], 32, 64, False), (["b"], 32, 64, True)]
+
+
 def test_guidance_1_is_the_conditional_answer_alone(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     items, settings = [Item("a red cube", "fog", 0)], resolve(tiny, steps=2, guidance_scale=1.0)
     asked: list[list[str]] = []
     condition = tiny.condition
-    monkeypatch.setattr(tiny, "condition", lambda prompts: (asked.append(prompts), condition(prompts))[1])
+    monkeypatch.setattr(
+        tiny, "condition", lambda prompts, *told, **how: (asked.append(prompts), condition(prompts, *told, **how))[1]
+    )
     one = latents(tiny, items, settings)
     assert asked == [["a red cube"]]
     assert torch.equal(one, latents(tiny, [Item("a red cube", "", 0)], settings))
