@@ -60,6 +60,8 @@ class Experiment(Protocol):
 class AutoencoderExperiment:
     """Crops, encoded and decoded. After the last step the latents' scale is measured, not guessed.
 
+    start: an autoencoder (its file) to go on from; it brings its own config. train_encoder: without it the decoder
+    alone learns, so that latents, their scale and every denoiser trained on them stay as they are.
     crop: side in pixels. tries: random crops of a picture of which the one with most detail is taken.
     """
 
@@ -68,6 +70,8 @@ class AutoencoderExperiment:
         model: AutoencoderKL,
         data: Dataset,
         recipe: Recipe,
+        start: str | None = None,
+        train_encoder: bool = True,
         crop: int = 64,
         tries: int = 1,
         kl_weight: float = 2e-4,
@@ -76,7 +80,12 @@ class AutoencoderExperiment:
     ) -> None:
         if crop % model.downsample_factor:
             raise ValueError(f"crop {crop} is not a multiple of {model.downsample_factor}, as this autoencoder needs")
+        if start is not None:
+            fill(model, read(weights_path(start)).tensors, weights_path(start), "this experiment")
+        for part in (model.encoder, model.quant_conv):
+            part.requires_grad_(train_encoder)
         self.trained, self.data, self.recipe, self.crop, self.tries = model, data, recipe, crop, tries
+        self.train_encoder = train_encoder
         self.weights = {"kl_weight": kl_weight, "l1_weight": l1_weight, "edge_weight": edge_weight}
         self.indices = shuffled(len(data), recipe.batch_size, recipe.seed)
 
@@ -100,6 +109,8 @@ class AutoencoderExperiment:
 
     @torch.no_grad()
     def result(self, trained: AutoencoderKL) -> AutoencoderKL:
+        if not self.train_encoder:
+            return trained
         pictures = as_pixels(torch.stack([self.data.image(i) for i in range(min(256, len(self.data)))]))
         latents = torch.cat([trained.posterior(part.to(self.device)).mean for part in pictures.split(32)])
         trained.shift_factor = round(latents.mean().item(), 4)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ldm.config import register
 from ldm.files import atomic, sweep
 from ldm.noise import seed_of
+from ldm.training.muon import Muon, suits_muon
 
 Batch = Any
 Loss = Callable[[Batch, torch.Generator], Tensor]
@@ -38,7 +39,8 @@ class Recipe:
     warmup: int = 500
     final_rate: float = 0.02  # share of the learning rate left at the last step
     weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.99)
+    optimizer: str = "adamw"  # or muon
+    betas: tuple[float, float] = (0.9, 0.99)  # of AdamW
     clip: float = 1.0  # largest norm of the gradient
     ema_decay: float = 0.999
     seed: int = 0
@@ -50,6 +52,8 @@ class Recipe:
         for name in ("steps", "batch_size", "learning_rate", "log_every", "save_every", "preview_every"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"recipe: {name} is {getattr(self, name)}; give a number above 0")
+        if self.optimizer not in ("adamw", "muon"):
+            raise ValueError(f"recipe: optimizer {self.optimizer!r}; adamw and muon are known")
 
     def rate(self, step: int) -> float:
         warm = min(1.0, (step + 1) / max(self.warmup, 1))
@@ -75,15 +79,12 @@ class Update:
 
 
 class Trainer:
-    """The state of a training: model, its moving average `ema`, optimizer, step."""
+    """The state of a training: model, its moving average `ema`, optimizers, step."""
 
     def __init__(self, model: nn.Module, recipe: Recipe, folder: Path) -> None:
         self.model, self.recipe, self.folder = model, recipe, folder
         self.ema = deepcopy(model).requires_grad_(False).eval()
-        decayed = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
-        plain = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
-        groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
+        self.optimizers = _optimizers(model, recipe)
         self.step = 0
         self.unlogged: list[float] = []
         folder.mkdir(parents=True, exist_ok=True)
@@ -97,8 +98,9 @@ class Trainer:
             try:
                 self.model.load_state_dict(state["model"])
                 self.ema.load_state_dict(state["ema"])
-                self.optimizer.load_state_dict(state["optimizer"])
-            except (RuntimeError, ValueError) as error:
+                for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+                    optimizer.load_state_dict(kept)
+            except (RuntimeError, ValueError, KeyError) as error:
                 raise ValueError(f"{path}: the checkpoint of another model; choose another folder") from error
             self.step = state["step"]
         self._forget_later_losses()
@@ -115,24 +117,25 @@ class Trainer:
     def save(self) -> None:
         state = {"model": self.model.state_dict(), "ema": self.ema.state_dict(), "step": self.step}
         with atomic(self.folder / CHECKPOINT) as file:
-            torch.save(state | {"optimizer": self.optimizer.state_dict()}, file)
+            torch.save(state | {"optimizers": [o.state_dict() for o in self.optimizers]}, file)
 
     def run(self, batch: Callable[[int], Batch], loss: Loss) -> Iterator[Update]:
         """Train to the recipe's last step. DivergedError, with no weight touched, if loss or gradient is not finite."""
         recipe, parameters = self.recipe, [p for p in self.model.parameters() if p.requires_grad]
         self.model.train()
         while self.step < recipe.steps:
-            for group in self.optimizer.param_groups:
+            for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
                 group["lr"] = recipe.rate(self.step)
             torch.manual_seed(seed_of(f"dropout {recipe.seed} {self.step}"))
             value = loss(batch(self.step), seeded("loss", recipe.seed, self.step))
-            self.optimizer.zero_grad(set_to_none=True)
+            self.model.zero_grad(set_to_none=True)
             value.backward()
             norm = nn.utils.clip_grad_norm_(parameters, recipe.clip)
             if not (math.isfinite(value.item()) and math.isfinite(norm.item())):
                 found = f"loss {value.item()}, gradient norm {norm.item()}"
                 raise DivergedError(f"step {self.step}: {found}; lower the learning_rate")
-            self.optimizer.step()
+            for optimizer in self.optimizers:
+                optimizer.step()
             self._update_average()
             self.step += 1
             self._log(value.item())
@@ -152,6 +155,24 @@ class Trainer:
             with (self.folder / LOSSES).open("a", newline="") as file:
                 csv.writer(file).writerow([self.step, sum(self.unlogged) / len(self.unlogged)])
             self.unlogged = []
+
+
+def _optimizers(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """AdamW, which decays matrices only; or Muon for the matrices of hidden layers and AdamW for the rest."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    orthogonalized = suits_muon(model) if recipe.optimizer == "muon" else set()
+    rest = [p for p in trained if p not in orthogonalized]
+    groups = [
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    found: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=recipe.betas, fused=True)
+    ]
+    if orthogonalized:
+        matrices = [p for p in trained if p in orthogonalized]
+        found.append(Muon(matrices, lr=recipe.learning_rate, weight_decay=recipe.weight_decay))
+    return found
 
 
 def seeded(*key: str | int) -> torch.Generator:

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.config import register
@@ -62,7 +63,7 @@ class ReadingExperiment:
 
 @register("JudgeExperiment")
 class JudgeExperiment:
-    """The judge, on renders and nothing else."""
+    """The judge, on renders and nothing else, roughened so that it judges what is shown and not how crisply."""
 
     def __init__(self, model: Judge, data: Scenes, recipe: Recipe) -> None:
         self.trained, self.data, self.recipe = model, data, recipe
@@ -78,9 +79,7 @@ class JudgeExperiment:
 
     def loss(self, batch: tuple[Tensor, list[Scene]], generator: torch.Generator) -> Tensor:
         pictures, scenes = batch
-        noise = torch.randn(pictures.shape, generator=generator).to(self.device)
-        strength = 0.1 * torch.rand(len(pictures), 1, 1, 1, generator=generator).to(self.device)
-        return judge_loss(self.trained, pictures + strength * noise, scenes)
+        return judge_loss(self.trained, roughened(pictures, generator), scenes)
 
     def result(self, trained: Judge) -> Judge:
         return trained
@@ -90,3 +89,12 @@ class JudgeExperiment:
         scenes = list(islice(evaluation_scenes(), 100))
         pictures = as_pixels(torch.stack([as_bytes(render(scene)) for scene in scenes])).to(self.device)
         return shown(accuracy(scenes, trained.look(pictures)))
+
+
+def roughened(pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """Each picture softened by its own amount, from not at all to a 3 x 3 tent, and under its own amount of noise."""
+    softness, strength = torch.rand(2, len(pictures), 1, 1, 1, generator=generator).to(pictures.device)
+    tent = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]], device=pictures.device) / 16
+    soft = F.conv2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), tent.expand(3, 1, 3, 3), groups=3)
+    noise = torch.randn(pictures.shape, generator=generator).to(pictures.device)
+    return pictures.lerp(soft, softness) + 0.1 * strength * noise

@@ -20,6 +20,7 @@ from ldm.pipeline import txt2img
 from ldm.training.losses import autoencoder_loss, denoising_loss
 from ldm.training.reading import SLOT_CHANNELS, SLOTS, reading_loss
 from ldm.training.run import Run, read_recipe
+from ldm.training.scene_experiments import roughened
 
 
 def node(target, **params):
@@ -87,6 +88,18 @@ def test_autoencoder_learns_measures_its_scale_and_is_read_back(tmp_path, folder
     data = run.experiment.data
     z = autoencoder.encode(torch.stack([data.image(i).float() / 127.5 - 1 for i in range(8)])).mode()
     assert z.std().item() == pytest.approx(1, rel=0.01) and abs(z.mean().item()) < 0.01
+
+
+def test_a_decoder_that_learns_alone_leaves_latents_as_they_are(tmp_path, folder):
+    first, _ = trained(tmp_path, tmp_path / "first", autoencoder_tree(folder))
+    tree = autoencoder_tree(folder)
+    tree["params"] |= {"start": str(first.save()), "train_encoder": False}
+    second, _ = trained(tmp_path, tmp_path / "second", tree)
+    a, b = load_part(first.save(), AutoencoderKL), load_part(second.save(), AutoencoderKL)
+    picture = torch.rand(2, 3, 32, 32) * 2 - 1
+    assert torch.equal(a.encode(picture).mean, b.encode(picture).mean)
+    z = a.encode(picture).mean
+    assert not torch.allclose(a.decode(z), b.decode(z))
 
 
 def test_diffusion_takes_its_parts_from_files_and_draws(tmp_path, folder):
@@ -221,3 +234,12 @@ def test_tower_trained_on_captions_is_read_back(tmp_path):
     tower = load_part(run.save(), OpenCLIPTextEncoder)
     tokens = tower.tokenize(["a red cube"])
     torch.testing.assert_close(tower(tokens).states, run.trainer.ema.text_encoder(tokens).states)
+
+
+def test_roughened_pictures_keep_their_mean_and_lose_their_crispness():
+    pictures = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    rough = roughened(pictures, torch.Generator().manual_seed(1))
+    assert (rough.mean(dim=(1, 2, 3)) - pictures.mean(dim=(1, 2, 3))).abs().max() < 0.02
+    crispness = rough.diff(dim=3).abs().mean(dim=(1, 2, 3)) / pictures.diff(dim=3).abs().mean(dim=(1, 2, 3))
+    assert crispness.min() < 0.6 and crispness.max() > 0.85  # each by its own amount
+    assert torch.equal(rough, roughened(pictures, torch.Generator().manual_seed(1)))

@@ -50,7 +50,7 @@ def test_killed_and_resumed_is_the_same_bit_for_bit(tmp_path, killed_at):
     run(resumed)
     for one, other in ((whole.model, resumed.model), (whole.ema, resumed.ema)):
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-    a, b = whole.optimizer.state_dict()["state"], resumed.optimizer.state_dict()["state"]
+    a, b = whole.optimizers[0].state_dict()["state"], resumed.optimizers[0].state_dict()["state"]
     assert all(torch.equal(a[i]["exp_avg"], b[i]["exp_avg"]) for i in a)
 
 
