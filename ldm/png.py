@@ -20,7 +20,7 @@ from ldm.images import open_image
 CHUNK = "ldm"  # the text chunk with the whole request as JSON; `parameters` beside it is for other programs
 
 
-def parameters_text(prompt: str, negative_prompt: str, settings: Mapping[str, object]) -> str:
+def parameters_text(prompt: str, negative_prompt: str | None, settings: Mapping[str, object]) -> str:
     """The `parameters` text other programs read: prompt, negative prompt, one line `Key: value, Key: value`.
 
     `settings` in the order to write; values of None are left out, and a value with a comma, colon or newline becomes a

@@ -20,7 +20,7 @@ class Item:
     """One picture to draw: what differs between the pictures of a batch."""
 
     prompt: str
-    negative_prompt: str = ""
+    negative_prompt: str | None = None  # None: not given, which some models tell from ""
     seed: int = 0
 
 
@@ -47,7 +47,7 @@ class Settings:
         return max(1, math.floor(self.strength * self.steps + 0.5))
 
 
-def make_items(prompt: str | Sequence[str], negative_prompt: str, seed: int, num_images: int = 1) -> list[Item]:
+def make_items(prompt: str | Sequence[str], negative_prompt: str | None, seed: int, num_images: int = 1) -> list[Item]:
     """`num_images` items for each prompt, item i of all with seed + i."""
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
@@ -58,7 +58,8 @@ def make_items(prompt: str | Sequence[str], negative_prompt: str, seed: int, num
     if not 0 <= seed <= last <= MAX_SEED:
         raise ValueError(f"seed {seed} with {last - seed + 1} images leaves 0 … {MAX_SEED}; choose one inside")
     repeated = [text for text in prompts for _ in range(num_images)]
-    return [Item(clean(text), clean(negative_prompt), seed + i) for i, text in enumerate(repeated)]
+    negative = None if negative_prompt is None else clean(negative_prompt)
+    return [Item(clean(text), negative, seed + i) for i, text in enumerate(repeated)]
 
 
 def clean(text: str) -> str:

@@ -13,12 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from _options import LATER, MAX_SEED, SAMPLERS, Usage, make_parser
+from _options import LATER, MAX_SEED, OWN_DEFAULTS, PICTURES, SAMPLERS, Usage, make_parser
 
 DEFAULTS: dict[str, Any] = {
-    "negative_prompt": "",
     "repeat": 1,
-    "strength": 0.75,
     "steps": 30,
     "sampler": "ddim",
     "seed": 0,
@@ -28,7 +26,9 @@ DEFAULTS: dict[str, Any] = {
     "device": "auto",
     "outdir": "outputs",
 }
-WITH_REPRODUCE = {"model", "config", "plugin", "device", "init_img", "outdir", "debug", "reproduce"}
+WITH_REPRODUCE = {"model", "config", "plugin", "device", *PICTURES, "outdir", "debug", "reproduce"}
+REQUIRED = {"img2img": ("init_img",)}
+NEEDED = {"init_img": "name the picture to begin from"}
 
 
 def main(command: str, argv: Sequence[str] | None = None) -> int:
@@ -63,7 +63,7 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
         if extra := sorted(typed - WITH_REPRODUCE):
             raise Usage(f"--reproduce takes everything from the picture; leave out --{extra[0].replace('_', '-')}")
     else:
-        for name, value in DEFAULTS.items():
+        for name, value in (DEFAULTS | OWN_DEFAULTS[command]).items():
             if getattr(options, name, 0) is None:
                 setattr(options, name, value)
         _check(options)
@@ -83,8 +83,9 @@ def _check(options: argparse.Namespace) -> None:
     if (options.prompt is None) == (options.from_file is None):
         both = ", not both" if options.prompt is not None else ""
         raise Usage(f'give --prompt "what to draw", or --from-file with a prompt a line{both}')
-    if options.command == "img2img" and options.init_img is None:
-        raise Usage("--init-img: name the picture to begin from")
+    for name in REQUIRED.get(options.command, ()):
+        if getattr(options, name) is None:
+            raise Usage(f"--{name.replace('_', '-')}: {NEEDED[name]}")
     if options.save_intermediates and options.skip_save:
         raise Usage("--save-intermediates has nowhere to write with --skip-save; leave one out")
     one = options.from_file is None
@@ -95,13 +96,18 @@ def _check(options: argparse.Namespace) -> None:
         print(f"seed: {options.seed}")
     if options.seed + count - 1 > MAX_SEED:
         raise Usage(f"--seed: {options.seed} and the {count - 1} after it leave 0 … {MAX_SEED}; begin lower")
-    if getattr(options, "init_img", None) is not None:
-        from ldm.images import image_size
+    for name in PICTURES:
+        if getattr(options, name, None) is not None:
+            _check_picture(name, getattr(options, name))
 
-        try:
-            image_size(options.init_img)
-        except ValueError as error:
-            raise Usage(f"--init-img {error}") from error
+
+def _check_picture(name: str, file: str) -> None:
+    from ldm.images import image_size
+
+    try:
+        image_size(file)
+    except ValueError as error:
+        raise Usage(f"--{name.replace('_', '-')} {error}") from error
 
 
 def _read_prompts(path: str) -> list[str]:

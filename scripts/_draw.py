@@ -11,23 +11,23 @@ from typing import Any
 import torch
 from _device import find_device
 from _output import Bar, Interrupts, Output
-from _record import DTYPES, compare, source, take_over
-from PIL import Image
+from _prepare import prepare
+from _record import DTYPES, compare, picture_files, source, take_over
 
 from ldm import images
 from ldm.checkpoint.load import load
 from ldm.config import load_plugin
+from ldm.generate import Progress, generate
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.pipeline import Progress, generate
 from ldm.png import Folder
-from ldm.request import Item, Settings, clean, picture_size, resolve
+from ldm.request import Item, clean
 
 
 def draw(options: argparse.Namespace) -> int:
     """Draw what `options` (from `_cli.parse`) ask for. Returns the exit status."""
     original = None if options.reproduce is None else take_over(options)
     folder = Folder(options.outdir)
-    init = None if getattr(options, "init_img", None) is None else images.load_image(options.init_img)
+    pictures = {name: images.load_image(file) for name, file in picture_files(options).items()}
     device, precision = choose_device(options)
 
     if options.plugin is not None:
@@ -35,7 +35,7 @@ def draw(options: argparse.Namespace) -> int:
     dtype = DTYPES[precision]
     model = load(options.model, config=options.config, device=device, dtype=dtype, autoencoder_dtype=torch.float32)
     _check_model(options, model)
-    settings = _settings(options, model, init)
+    settings, hints = prepare(options, model, pictures)
     made_by = source(options, device, precision)
     if original is not None and original["model"]["sha256"] != made_by["model"]["sha256"]:
         raise ValueError(f"--model {options.model}: not the file that drew {options.reproduce}; name that one")
@@ -49,7 +49,7 @@ def draw(options: argparse.Namespace) -> int:
             output.step(progress)
             bar.step(progress)
 
-        for result in generate(model, items, settings, init_image=init, batch_size=options.n_samples, on_step=on_step):
+        for result in generate(model, items, settings, hints, batch_size=options.n_samples, on_step=on_step):
             output.picture(result)
             bar.picture()
             if interrupts.asked and result.index == len(result.batch) - 1:
@@ -79,7 +79,7 @@ def choose_device(options: argparse.Namespace) -> tuple[str, str]:
 
 def _tell_what_is_cut(model: LatentDiffusion, items: Sequence[Item]) -> None:
     for text in dict.fromkeys(text for item in items for text in (item.prompt, item.negative_prompt)):
-        if rest := model.text_encoder.unseen(text):
+        if text is not None and (rest := model.text_encoder.unseen(text)):
             print(f"the prompt is longer than the model reads; not seen: {rest[:200]!r}", file=sys.stderr)
 
 
@@ -92,31 +92,11 @@ def _check_model(options: argparse.Namespace, model: LatentDiffusion) -> None:
             raise ValueError(f"--{option} {asked}: this model has {has}; leave the option out")
 
 
-def _settings(options: argparse.Namespace, model: LatentDiffusion, init: Image.Image | None) -> Settings:
-    """Resolved for the model; announces a picture that is resized."""
-    height, width = options.H, options.W
-    if init is not None:
-        height, width = picture_size(model, init.size, height, width)
-        if (width, height) != init.size:
-            was = f"{init.width}x{init.height}"
-            print(f"{options.init_img}: resized from {was} to {width}x{height} (--W and --H choose)")
-    return resolve(
-        model,
-        height=height,
-        width=width,
-        steps=options.steps,
-        sampler=options.sampler,
-        spacing=options.spacing,
-        eta=options.eta,
-        guidance_scale=options.scale,
-        strength=None if init is None else options.strength,
-    )
-
-
 def _items(options: argparse.Namespace) -> list[Item]:
     """Everything to draw, in order; picture i has seed + i, with --fixed-code the seed of its place in the batch."""
     if options.reproduce is not None:
         return list(options.items)
     prompts = [prompt for _ in range(options.n_iter) for prompt in options.prompts for _ in range(options.repeat)]
     cycle = options.n_samples if options.fixed_code else len(prompts)
-    return [Item(clean(p), clean(options.negative_prompt), options.seed + i % cycle) for i, p in enumerate(prompts)]
+    negative = None if options.negative_prompt is None else clean(options.negative_prompt)
+    return [Item(clean(prompt), negative, options.seed + i % cycle) for i, prompt in enumerate(prompts)]

@@ -21,6 +21,13 @@ LATER = {  # options people know, of things that are still to come
 }
 
 
+PICTURES = ("init_img",)  # options that name pictures to draw from
+OWN_DEFAULTS: dict[str, dict[str, Any]] = {  # what one command alone has, besides pictures
+    "txt2img": {},
+    "img2img": {"strength": 0.75},
+}
+
+
 class Usage(ValueError):
     """A mistake on the command line; the message is one sentence with the option, the value and the remedy."""
 
@@ -92,11 +99,28 @@ class Parser(argparse.ArgumentParser):
         raise Usage(message)
 
 
+Option = tuple[str, Any, str | None, str]  # names, type or True for a switch, metavar, help
+
+
+def _commands() -> dict[str, tuple[str, tuple[Option, ...]]]:
+    """Command → what it does, and the options that it alone has."""
+    init = ("--init-img", str, "FILE", "the picture to begin from")
+    strength = ("--strength", number(0, 1), "S", "0 keeps the picture, 1 leaves nothing of it")
+    return {
+        "txt2img": ("Draw pictures from a prompt.", ()),
+        "img2img": ("Draw pictures from a picture and a prompt.", (init, _defaulted(strength, "img2img"))),
+    }
+
+
+def _defaulted(option: Option, command: str) -> Option:
+    """With the command's default in its help."""
+    names, kind, metavar, text = option
+    default = OWN_DEFAULTS[command][names.split()[0].strip("-").replace("-", "_")]
+    return names, kind, metavar, f"{text} ({default:g})"
+
+
 def make_parser(command: str) -> Parser:
-    about = {
-        "txt2img": "Draw pictures from a prompt.",
-        "img2img": "Draw pictures from a picture and a prompt.",
-    }[command]
+    about, own = _commands()[command]
     parser = Parser(
         prog=f"{command}.py",
         description=f"{about} Options may be written with dashes or underscores.",
@@ -104,8 +128,7 @@ def make_parser(command: str) -> Parser:
         allow_abbrev=False,
     )
 
-    def group(title: str, *options: tuple[str, Any, str | None, str]) -> None:
-        """Each option as (names, type or True for a switch, metavar, help)."""
+    def group(title: str, *options: Option) -> None:
         add = parser.add_argument_group(title).add_argument
         for names, kind, metavar, text in options:
             if kind is True:
@@ -113,15 +136,11 @@ def make_parser(command: str) -> Parser:
             else:
                 add(*names.split(), type=kind, metavar=metavar, help=text)
 
-    picture = (
-        ("--init-img", str, "FILE", "the picture to begin from"),
-        ("--strength", number(0, 1), "S", "0 keeps the picture, 1 leaves nothing of it (0.75)"),
-    )
     group(
         "what to draw",
         ("--prompt", str, "TEXT", "what to draw"),
         ("--negative-prompt --neg", str, "TEXT", "what to keep out of the picture"),
-        *(picture if command == "img2img" else ()),
+        *own,
         ("--from-file", str, "FILE", "a prompt a line instead of --prompt; - is standard input"),
         ("--repeat", whole(1, 100_000), "N", "draw each prompt N times"),
         ("--reproduce", str, "PNG", "draw a picture made here again, bit for bit, from what is written in it"),

@@ -16,8 +16,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from ldm import images
+from ldm.generate import Progress, Result
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.pipeline import Progress, Result
 from ldm.png import Folder, write_png
 from ldm.request import Item, Settings
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _options import OWN_DEFAULTS, PICTURES
 from PIL import ImageChops
 from PIL.PngImagePlugin import PngInfo
 
 from ldm import images
 from ldm.checkpoint.load import weights_path
-from ldm.pipeline import Result
+from ldm.generate import Result
 from ldm.png import parameters_text, read_request, text_chunks
 from ldm.request import Item, Settings
 
@@ -26,7 +27,6 @@ DTYPES = {"full": torch.float32, "autocast": torch.float32, "fp16": torch.float1
 
 def source(options: argparse.Namespace, device: str, precision: str) -> dict[str, Any]:
     """What all pictures of a run share, besides the settings: program, model and machine."""
-    init = getattr(options, "init_img", None)
     try:
         ours = version("ldm")
     except PackageNotFoundError:  # run from a checkout that is not installed
@@ -41,8 +41,14 @@ def source(options: argparse.Namespace, device: str, precision: str) -> dict[str
         "precision": precision,
         "dtype": str(DTYPES[precision]).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "init_image": None if init is None else {"file": init, "sha256": sha256(init)},
+        "pictures": {name: {"file": file, "sha256": sha256(file)} for name, file in picture_files(options).items()},
+        "own": {name: getattr(options, name) for name in OWN_DEFAULTS[options.command]},
     }
+
+
+def picture_files(options: argparse.Namespace) -> dict[str, str]:
+    """The pictures that a job is drawn from, by option."""
+    return {name: getattr(options, name) for name in PICTURES if getattr(options, name, None) is not None}
 
 
 def describe(result: Result, made_by: dict[str, Any], shows: str = "picture") -> PngInfo:
@@ -88,29 +94,40 @@ def take_over(options: argparse.Namespace) -> dict[str, Any]:
             f"--reproduce {options.reproduce}: this is a {request['shows']}; name a single finished picture"
         )
     try:
-        settings, model, init = request["settings"], request["model"], request["init_image"]
+        settings, model, pictures = request["settings"], request["model"], request["pictures"]
         for field in fields(Settings):
             kinds = {"int": int, "str": str}.get(str(field.type), (int, float, type(None)))
             if not isinstance(settings[field.name], kinds):
                 raise TypeError(f"{field.name} is {settings[field.name]!r}")
             setattr(options, OPTIONS.get(field.name, field.name), settings[field.name])
-        items = [Item(str(one["prompt"]), str(one["negative_prompt"]), int(one["seed"])) for one in request["batch"]]
+        options.command = {name: name for name in OWN_DEFAULTS}[request["command"]]  # whichever script is asked
+        for name in OWN_DEFAULTS[options.command]:
+            setattr(options, name, request["own"][name])
+        items = [_item(one) for one in request["batch"]]
         options.items, options.precision = items, {name: name for name in DTYPES}[request["precision"]]
         options.model = options.model or str(model["name"])
         options.config = options.config or model["config"]
         options.device = options.device or str(request["device"])
-        options.init_img = None if init is None else getattr(options, "init_img", None) or str(init["file"])
+        for name in PICTURES:
+            setattr(options, name, getattr(options, name, None) or pictures.get(name, {}).get("file"))
         threads, _ = int(request["threads"]), (items[request["index"]], model["sha256"])
-        began_from = None if init is None else init["sha256"]
+        began_from = {name: str(picture["sha256"]) for name, picture in pictures.items()}
     except (KeyError, TypeError, ValueError, IndexError) as error:
         what = f"{type(error).__name__}: {error}"
         raise ValueError(f"--reproduce {options.reproduce}: its request is not one of ours ({what})") from error
-    if began_from is not None and sha256(options.init_img) != began_from:
-        raise ValueError(f"--init-img {options.init_img}: not what {options.reproduce} began from; name that picture")
+    for name, file in picture_files(options).items():
+        if sha256(file) != began_from.get(name):
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} {file}: not what {options.reproduce} began from; name that picture")
     options.n_samples = len(items)  # the same company
     options.outdir = options.outdir or "outputs"
     torch.set_num_threads(max(1, threads))  # the threads split sums among them
     return request
+
+
+def _item(one: dict[str, Any]) -> Item:
+    negative = one["negative_prompt"]
+    return Item(str(one["prompt"]), None if negative is None else str(negative), int(one["seed"]))
 
 
 def compare(original: str, remade: Path) -> int:

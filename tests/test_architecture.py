@@ -24,6 +24,8 @@ RANKS = [  # a file imports from lower ranks, and from its own entry's folder
     ["ldm.models.latent_diffusion"],
     ["ldm.checkpoint"],
     ["ldm.request"],
+    ["ldm.hints"],
+    ["ldm.generate"],
     ["ldm.pipeline"],
     ["ldm.data"],
     ["ldm.metrics"],

@@ -10,15 +10,16 @@ import torch
 from PIL import Image
 
 import ldm
-from ldm import images
+from ldm import hints, images
 from ldm.config import build, load_config
+from ldm.generate import generate, sample
+from ldm.hints import Hints, NonFiniteError
 from ldm.models.diffusion import SAMPLERS
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.diffusion.spacing import SPACINGS
 from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.noise import starting_noise
-from ldm.pipeline import NonFiniteError, encode, generate, sample
 from ldm.request import Item, Settings, make_items, picture_size, resolve
 
 PICTURE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8))
@@ -46,7 +47,7 @@ def own_tiny() -> LatentDiffusion:
 
 def latents(model: Any, items: list[Item], settings: Settings, z: torch.Tensor | None = None) -> torch.Tensor:
     with torch.inference_mode():
-        return list(sample(model, items, settings, z))[-1].x
+        return list(sample(model, items, settings, Hints(z=z)))[-1].x
 
 
 def same(a: Image.Image, b: Image.Image) -> bool:
@@ -105,9 +106,9 @@ def test_strength_1_is_txt2img(tiny: Any) -> None:
 )
 def test_strength_takes_the_last_steps(tiny: Any, strength: float, taken: int) -> None:
     settings = resolve(tiny, steps=10, strength=strength)
-    z = encode(tiny, PICTURE, settings)
+    z = hints.encode(tiny, images.fit(PICTURE, settings.width, settings.height))
     with torch.inference_mode():
-        steps = list(sample(tiny, [Item("a")], settings, z))
+        steps = list(sample(tiny, [Item("a")], settings, Hints(z=z)))
     assert len(steps) == taken == settings.sampled_steps
     sigmas = SPACINGS[settings.spacing](tiny.schedule, 10)
     assert [step.sigma for step in steps] == sigmas[10 - taken + 1 :].tolist()
@@ -123,7 +124,7 @@ def test_a_picture_begins_with_the_noise_of_its_first_level(tiny: Any, monkeypat
 
     monkeypatch.setattr(tiny, "denoiser", spy)
     settings = resolve(tiny, steps=10, strength=0.4, guidance_scale=1.0)
-    z = encode(tiny, PICTURE, settings)
+    z = hints.encode(tiny, images.fit(PICTURE, settings.width, settings.height))
     latents(tiny, [Item("a", "", 2)], settings, z)
     x, sigma = seen[0]
     assert sigma == pytest.approx(float(SPACINGS["uniform"](tiny.schedule, 10)[6]))

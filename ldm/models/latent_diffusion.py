@@ -86,6 +86,13 @@ class LatentDiffusion(nn.Module):
             framing = replace(framing, aesthetic_score=NEGATIVE_AESTHETIC)
         return Conditioning(states, y=self.framing_embedding(pooled, framing))
 
+    def add_hint(self, cond: Conditioning, hint: Tensor, level: int, noise: Tensor) -> Conditioning:
+        """With what the network is shown under noise: hint (1, …), noise (B, …) of its shape, level a timestep."""
+        if self.low_resolution is None:
+            raise ValueError("this model is shown nothing under noise; an upscaler is")
+        concat, y = self.low_resolution(hint.expand_as(noise), level, noise)
+        return replace(cond, concat=concat, y=y)
+
     def encode(self, image: Tensor) -> Gaussian | Tensor:
         """image (B, 3, H, W) in [-1, 1] -> scaled latents (B, C, h, w): their distribution, or a VQModel's tensor."""
         with torch.autocast(self.device.type, enabled=False):  # the autoencoder has its own dtype, whatever the UNet's

@@ -225,7 +225,7 @@ def test_stopping_saves_the_pictures_under_way(txt2img: Run, monkeypatch: pytest
 def test_a_failure_is_one_sentence_and_status_1(txt2img: Run, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     import _draw
 
-    from ldm.pipeline import NonFiniteError
+    from ldm.hints import NonFiniteError
 
     def broken(*_: object, **__: object) -> Any:
         raise NonFiniteError("NaN in the middle")

@@ -1,0 +1,131 @@
+"""The loop that draws: items in batches, through sampler and autoencoder, to pictures one by one.
+
+Progress bars, previews, files and devices belong to the caller.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+
+from ldm import images
+from ldm.hints import Hints, check_finite
+from ldm.models.diffusion import SAMPLERS
+from ldm.models.diffusion.denoiser import Conditioning
+from ldm.models.diffusion.guidance import guided, masked
+from ldm.models.diffusion.spacing import SPACINGS
+from ldm.models.diffusion.step import Denoise, Step
+from ldm.models.framing import Framing
+from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.noise import StepNoise, keyed_noise, starting_noise
+from ldm.request import Item, Settings
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What `on_step` hears after each step of a batch."""
+
+    step: Step  # of the batch: `x` and `x0` are (B, C, h, w)
+    steps: int  # how many this batch takes
+    batch: tuple[Item, ...]
+    done: int  # pictures finished before this batch
+    total: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished picture, and what it takes, besides the model and the hints, to make its every bit again."""
+
+    image: Image.Image
+    settings: Settings
+    batch: tuple[Item, ...]  # drawn together: in other company the last bits of a float may differ
+    index: int  # place in the batch
+
+    @property
+    def item(self) -> Item:
+        return self.batch[self.index]
+
+    @property
+    def seed(self) -> int:
+        return self.item.seed
+
+
+OnStep = Callable[[Progress], object]
+NOTHING = Hints()
+
+
+@torch.inference_mode()
+def generate(
+    model: LatentDiffusion,
+    items: Sequence[Item],
+    settings: Settings,
+    hints: Hints = NOTHING,
+    *,
+    batch_size: int = 4,
+    on_step: OnStep | None = None,
+) -> Iterator[Result]:
+    """Draws `items`, `batch_size` at a time, each with its own prompts and seed. NonFiniteError, never a black one."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; draw at least 1 picture at a time")
+    for done in range(0, len(items), batch_size):
+        batch = tuple(items[done : done + batch_size])
+        latents = None if hints.z is None else hints.z.expand(len(batch), -1, -1, -1)
+        seeds = ", ".join(str(item.seed) for item in batch)
+        for step in sample(model, batch, settings, hints):
+            stage = f"the latent after step {step.i + 1} of {settings.sampled_steps} ({settings.sampler})"
+            check_finite(step.x, f"{stage} of seed {seeds}", model.dtype)
+            if on_step is not None:
+                on_step(Progress(step, settings.sampled_steps, batch, done, len(items)))
+            latents = step.x
+        assert latents is not None
+        for index, item in enumerate(batch):  # one by one: less memory, and the first is saved while the others wait
+            pixels = model.decode(latents[index : index + 1])  # (1, 3, H, W)
+            check_finite(pixels, f"the autoencoder's decoder of seed {item.seed}", pixels.dtype)
+            (picture,) = images.to_images(pixels)
+            yield Result(picture if hints.finish is None else hints.finish(picture), settings, batch, index)
+
+
+def sample(model: LatentDiffusion, batch: Sequence[Item], settings: Settings, hints: Hints = NOTHING) -> Iterator[Step]:
+    """The steps of one batch: from noise, or at `settings.strength` from `hints.z`.
+
+    Noise alone begins as n * sqrt(sigma^2 + 1), not n * sigma: the network's first input is then n itself, of variance
+    1 whichever sigma a spacing begins with, as x_T ~ N(0, 1) in DDPM (algorithm 2) and DDIM. A picture begins as
+    z + sigma * n, as in training.
+    """
+    if settings.sampled_steps == 0:
+        return
+    sampler, _ = SAMPLERS[settings.sampler]
+    sigmas = SPACINGS[settings.spacing](model.schedule, settings.steps)[-settings.sampled_steps - 1 :]
+    seeds = [item.seed for item in batch]
+    n = starting_noise(seeds, model.latent_shape(settings.height, settings.width)).to(model.device)  # (B, C, h, w)
+    if hints.z is None or settings.strength in (None, 1):
+        x = n * math.sqrt(float(sigmas[0]) ** 2 + 1)
+    else:
+        x = model.schedule.add_noise(hints.z, n, sigmas[0])
+    options = {} if settings.eta is None else {"eta": settings.eta}
+    yield from sampler(_denoise(model, batch, settings, hints), x, sigmas, noise=StepNoise(seeds), **options)
+
+
+def _denoise(model: LatentDiffusion, batch: Sequence[Item], settings: Settings, hints: Hints) -> Denoise:
+    """The model's denoiser with all that it is told and led by."""
+    framing = Framing.whole(settings.height, settings.width)
+    cond, uncond = _shown(model, model.condition([item.prompt for item in batch], framing), batch, hints), None
+    if settings.guidance_scale != 1:
+        uncond = model.condition([item.negative_prompt for item in batch], framing, negative=True)
+        uncond = _shown(model, uncond, batch, hints)
+    denoise = guided(model.denoiser, cond, uncond, settings.guidance_scale)
+    return denoise if hints.mask is None or hints.z is None else masked(denoise, hints.z, hints.mask)
+
+
+def _shown(model: LatentDiffusion, cond: Conditioning, batch: Sequence[Item], hints: Hints) -> Conditioning:
+    """With the hints that go into the network itself."""
+    if hints.concat is not None:
+        cond = replace(cond, concat=hints.concat.expand(len(batch), -1, -1, -1))
+    if hints.noisy is not None:
+        noise = keyed_noise([item.seed for item in batch], hints.noisy.shape[1:], "noise on the hint")
+        cond = model.add_hint(cond, hints.noisy, hints.noise_level, noise.to(hints.noisy))
+    return cond
