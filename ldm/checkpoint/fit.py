@@ -62,6 +62,16 @@ def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, sourc
         )
 
 
+def stored(tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """As they go into a file: finite, contiguous, on the CPU, and of `dtype` if they are no integers; None keeps it."""
+    kept = {
+        name: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
+        for name, value in tensors.items()
+    }
+    check_finite(kept, path)
+    return kept
+
+
 def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
     for name, value in tensors.items():
         if value.is_floating_point() and not value.isfinite().all():

@@ -35,8 +35,7 @@ def script(name: str) -> ModuleType:
 def test_there_and_back(version: int, miniature: Callable[[int], dict[str, Any]], tmp_path: Path) -> None:
     torch.manual_seed(0)
     tree = miniature(version)
-    prefix = {1: "transformer.", 2: "model."}[version]
-    tensors = single_file.to_original(build(tree), text_prefix=prefix)
+    tensors = single_file.to_original(build(tree))
     tensors = {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
     torch.save({"state_dict": tensors | {"betas": torch.rand(9)}}, tmp_path / "in.ckpt")
 
