@@ -53,8 +53,8 @@ class TextEncoder(nn.Module):
 class OpenCLIPTextEncoder(TextEncoder):
     """open_clip's `TextTransformer`, alone: no image tower is ever allocated.
 
-    name: one of open_clip's towers, e.g. "ViT-L-14-quickgelu", of which `layers` may take fewer (diffusers stores SD 2's
-    so, less the one it never uses); otherwise give width, heads and layers.
+    name: one of open_clip's towers, e.g. "ViT-L-14-quickgelu", of which `layers` may take fewer (diffusers stores
+    SD 2's without the one that it never uses); otherwise give width, heads and layers.
     layer, final_norm: which states. SD 1: last, normed; SD 2: penultimate, normed; SDXL: penultimate, not normed.
     pad_id: fills up the window; 49407 (end of text) for SD 1, 0 for SD 2.
     projection_dim: if given, `forward` also gives the pooled vector: the last layer's state after the final norm, at
