@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,16 @@ SHIPPED = ("scenes", "judge")  # whose weights are in ldm/assets
 HUGGING_FACE_LAYER = re.compile(r"text_encoder\.(?:text_model\.)?encoder\.layers\.(\d+)\.")
 
 M = TypeVar("M", bound=nn.Module)
+
+
+class Skeleton(NamedTuple):
+    """A model on the meta device, and the tensors it is to be filled with."""
+
+    model: LatentDiffusion
+    tensors: dict[str, Tensor]
+    tree: Mapping[str, Any]  # what it was built from
+    source: str  # and what to call that in errors
+    scale_factor: Tensor | None  # the latents' scale, in a file that carries it
 
 
 def load(
@@ -60,7 +70,7 @@ def load(
     """
     path = weights_path(name_or_path)
     others = {"autoencoder": autoencoder, "text_encoder": text_encoder}
-    model, tensors, tree, source = skeleton(path, config, use_ema, variant, parameterization, others)
+    model, tensors, _, source, _ = skeleton(path, config, use_ema, variant, parameterization, others)
     dtype = torch.float32 if dtype is None else dtype
     child_dtypes = {} if autoencoder_dtype is None else {"autoencoder": autoencoder_dtype}
     fill(model, tensors, path, source, dtype, child_dtypes)
@@ -74,9 +84,8 @@ def skeleton(
     variant: str | None = None,
     parameterization: str | None = None,
     others: Mapping[str, str | Path | None] | None = None,
-) -> tuple[LatentDiffusion, dict[str, Tensor], Mapping[str, Any], str]:
-    """A model on the meta device, the tensors it is to be filled with, the tree it was built from, and what to call
-    that tree in errors. others: where to take a part from, by its name; the rest as in `load`."""
+) -> Skeleton:
+    """What `load` fills. others: where to take a part from, by the part's name; the rest as in `load`."""
     weights = _read(path, variant)
     parts = {
         part: (Path(other), _read(Path(other), None)) for part, other in (others or {}).items() if other is not None
@@ -90,7 +99,7 @@ def skeleton(
     tensors = _renamed(weights, model, path, use_ema)
     for part, (other, contents) in parts.items():
         tensors = _with_part(tensors, part, _renamed(contents, model, other))
-    return model, tensors, tree, source
+    return Skeleton(model, tensors, tree, source, weights.tensors.get("scale_factor"))
 
 
 def load_part(name_or_path: str | Path, kind: type[M]) -> M:
