@@ -31,17 +31,20 @@ def save_folder(
     """
     from safetensors.torch import save_file
 
-    files, parts = configs(tree, model), to_diffusers(model)
-    towers = text_encoders(model.text_encoder)
     with atomic_folder(out) as folder:
-        for name, contents in files.items():
-            _write(folder / name, json.dumps(contents, indent=2))
-        for part, tower in towers.items():
-            for name, text in tokenizer_files(tower).items():
-                _write(folder / part.replace("text_encoder", "tokenizer") / name, text)
-        for part, tensors in parts.items():
+        save_configs(model, tree, folder)
+        for part, tensors in to_diffusers(model).items():
             file = folder / part / f"{WEIGHTS.get(part, 'model')}.safetensors"
             save_file(stored(tensors, path, dtype), file, metadata={"format": "pt"})
+
+
+def save_configs(model: LatentDiffusion, tree: Mapping[str, Any], folder: Path) -> None:
+    """All but the weights, into a folder that is there; the model may be on the meta device."""
+    for name, contents in configs(tree, model).items():
+        _write(folder / name, json.dumps(contents, indent=2))
+    for part, tower in text_encoders(model.text_encoder).items():
+        for name, text in tokenizer_files(tower).items():
+            _write(folder / part.replace("text_encoder", "tokenizer") / name, text)
 
 
 def to_diffusers(model: LatentDiffusion) -> dict[str, dict[str, Tensor]]:
