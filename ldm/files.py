@@ -1,8 +1,9 @@
-"""Files that are whole or not there."""
+"""Files and folders that are whole or not there."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -31,6 +32,24 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
         os.replace(part, path)
     except BaseException:
         os.unlink(part)
+        raise
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `path`, which must not be there, only when the block ends without an error."""
+    path = Path(path)
+    part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    try:
+        yield part
+        for file in sorted(part.rglob("*")):
+            handle = os.open(file, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)
+        os.chmod(part, 0o777 & ~_umask())
+        os.rename(part, path)  # an error if there is a folder with something in it
+    except BaseException:
+        shutil.rmtree(part)
         raise
 
 

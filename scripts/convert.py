@@ -1,4 +1,4 @@
-"""Any checkpoint that loads -> one .safetensors file in another layout or dtype, with its config inside."""
+"""Any checkpoint that loads -> one .safetensors file with its config inside, or a folder that diffusers loads."""
 
 from __future__ import annotations
 
@@ -11,16 +11,22 @@ from pathlib import Path
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("input", help="a .safetensors or .ckpt file, or a diffusers folder")
-    parser.add_argument("output", help="the .safetensors file to write; one that is there is not overwritten")
-    parser.add_argument("--layout", choices=("ldm", "original"), default="ldm", help="names (default: %(default)s)")
+    parser.add_argument("output", help="the .safetensors file or the folder to write; what is there is not overwritten")
+    parser.add_argument(
+        "--layout", choices=("ldm", "original", "diffusers"), default="ldm", help="names (default: %(default)s)"
+    )
     parser.add_argument("--dtype", choices=("fp16", "fp32"), help="of the numbers (default: as they are)")
     parser.add_argument("--config", help="a YAML file or the name of one (default: the file's own, or its family's)")
     parser.add_argument(
         "--ema", action=argparse.BooleanOptionalAction, help="which UNet, if there are two (default: the plain one)"
     )
+    parser.add_argument("--variant", help="which files of a folder, e.g. fp16 (default: the plain ones)")
+    parser.add_argument("--parameterization", choices=("eps", "v", "x0"), help="if not what the config says")
     options = parser.parse_args(argv)
-    if Path(options.output).suffix != ".safetensors" or Path(options.output).exists():
-        what = "is there already" if Path(options.output).exists() else "is not a .safetensors file"
+    suffix, wanted = Path(options.output).suffix, "" if options.layout == "diffusers" else ".safetensors"
+    if Path(options.output).exists() or (suffix != wanted if wanted else suffix in (".safetensors", ".ckpt")):
+        kind = "a .safetensors file" if wanted else "a folder, which diffusers reads"
+        what = "is there already" if Path(options.output).exists() else f"is not {kind}"
         print(f"error: {options.output} {what}; give another name", file=sys.stderr)
         return 2
     import torch
@@ -36,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             dtype=dtype,
             config=options.config,
             use_ema=options.ema,
+            variant=options.variant,
+            parameterization=options.parameterization,
         )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,21 +15,33 @@ from torch import Tensor, nn
 from ldm.checkpoint import layouts
 from ldm.checkpoint.detect import FAMILIES, signature
 from ldm.checkpoint.diffusers_folder import read_any
-from ldm.checkpoint.fit import check_finite, check_fit, fill
+from ldm.checkpoint.fit import check_fit, fill, stored
 from ldm.checkpoint.meta import on_meta
 from ldm.checkpoint.original_config import translate
 from ldm.checkpoint.read import CheckpointError, Weights, read
-from ldm.config import ConfigError, build, load_config, parse_config
+from ldm.config import ConfigError, build, check, load_config, parse_config
 from ldm.files import atomic
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.models.text_encoder import OpenCLIPTextEncoder
 
 PACKAGE = Path(__file__).parents[1]
 CONFIGS = next(
     (folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()), PACKAGE / "configs"
 )
 SHIPPED = ("scenes", "judge")  # whose weights are in ldm/assets
+HUGGING_FACE_LAYER = re.compile(r"text_encoder\.(?:text_model\.)?encoder\.layers\.(\d+)\.")
 
 M = TypeVar("M", bound=nn.Module)
+
+
+class Skeleton(NamedTuple):
+    """A model on the meta device, and the tensors it is to be filled with."""
+
+    model: LatentDiffusion
+    tensors: dict[str, Tensor]
+    tree: Mapping[str, Any]  # what it was built from
+    source: str  # and what to call that in errors
+    scale_factor: Tensor | None  # the latents' scale, in a file that carries it
 
 
 def load(
@@ -56,20 +69,37 @@ def load(
     Raises CheckpointError or ConfigError, both ValueErrors. The file must hold every weight of the model and no other.
     """
     path = weights_path(name_or_path)
+    others = {"autoencoder": autoencoder, "text_encoder": text_encoder}
+    model, tensors, _, source, _ = skeleton(path, config, use_ema, variant, parameterization, others)
+    dtype = torch.float32 if dtype is None else dtype
+    child_dtypes = {} if autoencoder_dtype is None else {"autoencoder": autoencoder_dtype}
+    fill(model, tensors, path, source, dtype, child_dtypes)
+    return model.to(device).eval()
+
+
+def skeleton(
+    path: Path,
+    config: str | Path | Mapping[str, Any] | None = None,
+    use_ema: bool | None = None,
+    variant: str | None = None,
+    parameterization: str | None = None,
+    others: Mapping[str, str | Path | None] | None = None,
+) -> Skeleton:
+    """What `load` fills. others: where to take a part from, by the part's name; the rest as in `load`."""
     weights = _read(path, variant)
+    parts = {
+        part: (Path(other), _read(Path(other), None)) for part, other in (others or {}).items() if other is not None
+    }
     tree, source = find_config(weights, path, config, parameterization)
+    tree = _with_cut_tower(tree, parts["text_encoder"][1] if "text_encoder" in parts else weights, source)
     with on_meta():
         model = build(tree, source, expected=LatentDiffusion)
     assert isinstance(model, LatentDiffusion)
     _check_family(model, weights.tensors, path, source)
     tensors = _renamed(weights, model, path, use_ema)
-    for part, other in (("autoencoder", autoencoder), ("text_encoder", text_encoder)):
-        if other is not None:
-            tensors = _with_part(tensors, part, _renamed(_read(Path(other), None), model, Path(other)))
-    dtype = torch.float32 if dtype is None else dtype
-    child_dtypes = {} if autoencoder_dtype is None else {"autoencoder": autoencoder_dtype}
-    fill(model, tensors, path, source, dtype, child_dtypes)
-    return model.to(device).eval()
+    for part, (other, contents) in parts.items():
+        tensors = _with_part(tensors, part, _renamed(contents, model, other))
+    return Skeleton(model, tensors, tree, source, weights.tensors.get("scale_factor"))
 
 
 def load_part(name_or_path: str | Path, kind: type[M]) -> M:
@@ -98,11 +128,7 @@ def save(
     """
     from safetensors.torch import save as to_bytes
 
-    tensors = {
-        k: v.detach().to("cpu", dtype if v.is_floating_point() else None).contiguous()
-        for k, v in model.state_dict().items()
-    }
-    check_finite(tensors, Path(path))
+    tensors = stored(model.state_dict(), Path(path), dtype)
     with on_meta():
         twin = build(config, "config", expected=type(model))
     check_fit(twin, tensors, Path(path), "the config to be stored with it")
@@ -177,6 +203,22 @@ def _with_measured_scale(tree: Mapping[str, Any], weights: Weights) -> Mapping[s
     params = tree["params"]["autoencoder"].setdefault("params", {})
     params["scaling_factor"] = float(weights.tensors["scale_factor"])
     return tree
+
+
+def _with_cut_tower(tree: Mapping[str, Any], weights: Weights, source: str) -> Mapping[str, Any]:
+    """SD 2's diffusers folders lack the last layer of the text encoder, whose states no picture ever saw."""
+    check(tree, source, expected=LatentDiffusion)
+    node = tree["params"]["text_encoder"]
+    params = node.get("params") or {}
+    found = len({match[1] for match in map(HUGGING_FACE_LAYER.match, weights.tensors) if match})
+    if not found or params.get("layer") != "penultimate" or params.get("projection_dim") is not None:
+        return tree
+    with on_meta():
+        whole = build(node, source)
+    if not isinstance(whole, OpenCLIPTextEncoder) or found != len(whole.tower.transformer.resblocks) - 1:
+        return tree
+    cut = {**node, "params": {**params, "layers": found, "layer": "last"}}
+    return {**tree, "params": {**tree["params"], "text_encoder": cut}}
 
 
 def _family_config(weights: Weights, path: Path, parameterization: str | None) -> str:

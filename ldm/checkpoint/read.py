@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import pickletools
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_MAX_HEADER = 16 << 20  # bytes; the longest header of a published file of this family is 0.4 MB
+_MAX_HEADER = 8 << 20  # bytes of names and shapes; the longest of a published file of this family are 0.4 MB
+_MAX_TENSORS = 20_000  # a published file with both copies of SDXL's UNet would have 5,000
+_MAX_NAME = 512  # characters
+_MAX_PICKLE = 4 << 20  # bytes without the tensors' own
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # what training programs keep the weights under
 _MAX_NESTING = 3
 _AGAIN = "get it again: it is incomplete or damaged"
@@ -78,25 +82,40 @@ def _read_safetensors(path: Path, size: int) -> Weights:
         if 8 + length > size:
             raise CheckpointError(f"{path}: {size} bytes, but the header alone has {8 + length}; {_AGAIN}")
         header = file.read(length)
+    if header.count(b'"data_offsets"') > _MAX_TENSORS:  # before they become objects
+        raise CheckpointError(f"{path}: describes more than {_MAX_TENSORS} tensors, which no model has; {_AGAIN}")
     try:
         entries = json.loads(header)
         metadata = entries.pop("__metadata__", {})
         expected = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path}: the safetensors header is not readable; {_AGAIN}") from error
+    _check_names(entries, path)
     if expected != size:
         raise CheckpointError(f"{path}: {size} bytes, but its header describes {expected}; {_AGAIN}")
     try:
         return Weights(load_file(path), {str(k): str(v) for k, v in metadata.items()})
-    except (SafetensorError, ValueError, AttributeError) as error:
+    except (SafetensorError, ValueError, AttributeError, LookupError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: not a valid safetensors file ({error}); {_AGAIN}") from error
+
+
+def _check_names(names: Collection[str], path: Path) -> None:
+    """Before anything is made of them."""
+    if len(names) > _MAX_TENSORS:
+        raise CheckpointError(f"{path}: describes {len(names)} tensors, more than {_MAX_TENSORS}; {_AGAIN}")
+    longest = max(names, key=len, default="")
+    if len(longest) > _MAX_NAME:
+        raise CheckpointError(f"{path}: a name of {len(longest)} characters, more than {_MAX_NAME}; {_AGAIN}")
 
 
 # --- torch checkpoints -------------------------------------------------------------------------------------------
 
 
 class _Ignored:
-    """Stands for the training bookkeeping (Lightning callbacks) in published files."""
+    """Stands for the training bookkeeping in published files: Lightning's callbacks, numpy's numbers."""
+
+    def __init__(self, *_: object) -> None:
+        pass
 
     def __setstate__(self, state: object) -> None:
         pass
@@ -104,11 +123,11 @@ class _Ignored:
 
 def _read_pickle(path: Path, *, is_zip: bool) -> dict[str, Tensor]:
     """Tensors and a few harmless types only; anything else in the pickle is refused, never imported."""
-    if is_zip:
-        _check_archive(path)
+    _check_archive(path) if is_zip else _check_old_format(path)
+    mapped = is_zip and not path.name.endswith(".safetensors")  # whose name, not whose bytes, torch.load believes
     try:
-        with torch.serialization.safe_globals(_harmless()):
-            contents = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+        with torch.serialization.safe_globals(_harmless()), path.open("rb") as file:
+            contents = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError:
         raise CheckpointError(
             f"{path}: holds objects that are not tensors, which could run code, or is damaged; expected plain weights: "
@@ -122,34 +141,60 @@ def _read_pickle(path: Path, *, is_zip: bool) -> dict[str, Tensor]:
 def _check_archive(path: Path) -> None:
     """torch stores its records uncompressed, so an archive that would grow when read is not torch's."""
     try:
+        if _directory_size(path) > _MAX_PICKLE:
+            raise CheckpointError(f"{path}: an archive of more files than a torch checkpoint has; {_AGAIN}")
         with zipfile.ZipFile(path) as archive:
             records = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        if isinstance(error, CheckpointError):
+            raise
         size = path.stat().st_size
         raise CheckpointError(
             f"{path}: a torch checkpoint whose end is missing ({size} bytes are here); {_AGAIN}"
         ) from error
     if any(record.compress_type != zipfile.ZIP_STORED for record in records):
         raise CheckpointError(f"{path}: a compressed archive; expected a torch checkpoint: unpack it first")
+    pickles = [record.file_size for record in records if record.filename.endswith(".pkl")]
     if not any(record.filename.endswith("data.pkl") for record in records):
         raise CheckpointError(f"{path}: a zip archive, but not a torch checkpoint; unpack it first")
+    if max(pickles) > _MAX_PICKLE:
+        raise CheckpointError(f"{path}: {max(pickles)} bytes of objects beside its tensors; {_AGAIN}")
+
+
+def _directory_size(path: Path) -> int:
+    """Bytes of an archive's table of contents, as its last record says; 0 if it has none."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - (1 << 17)))
+        tail = file.read()
+    short, long = tail.rfind(b"PK\x05\x06"), tail.rfind(b"PK\x06\x06")  # zip, zip64
+    size = int.from_bytes(tail[short + 12 : short + 16], "little") if short >= 0 else 0
+    size64 = int.from_bytes(tail[long + 40 : long + 48], "little") if long >= 0 else 0
+    return max(size % 0xFFFFFFFF, size64)  # of all ones: see the zip64 record
+
+
+def _check_old_format(path: Path) -> None:
+    """Before torch 1.6: four pickles, then the storages' bytes. The pickles are walked, without making an object."""
+    with path.open("rb") as file:
+        try:
+            steps = (step for _ in range(4) for step in pickletools.genops(file))
+            too_long = any(file.tell() > _MAX_PICKLE for _ in steps)
+        except (ValueError, EOFError, LookupError):
+            return  # damaged, as torch will say
+    if too_long:
+        raise CheckpointError(f"{path}: more than {_MAX_PICKLE} bytes of objects beside its tensors; {_AGAIN}")
 
 
 def _harmless() -> list[Any]:
-    """Global names in the pickles of published files besides torch's own, as (what to use, name)."""
-    import _codecs
-
-    import numpy as np
-
-    scalar = np.float64(0).__reduce__()[0]
-    return [
-        (_Ignored, "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
-        (scalar, "numpy.core.multiarray.scalar"),  # numpy 1's name of it
-        (scalar, "numpy._core.multiarray.scalar"),
-        np.dtype,
-        type(np.dtype(np.float64)),
-        _codecs.encode,
-    ]
+    """Names in the pickles of published files besides torch's own: none is imported, and none of them is called."""
+    names = (
+        "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+        "numpy.core.multiarray.scalar",
+        "numpy._core.multiarray.scalar",
+        "numpy.dtype",
+        "numpy.dtypes.Float64DType",
+        "_codecs.encode",
+    )
+    return [(_Ignored, name) for name in names]
 
 
 def _flat(contents: object, path: Path) -> dict[str, Tensor]:
@@ -162,7 +207,11 @@ def _flat(contents: object, path: Path) -> dict[str, Tensor]:
     tensors = {k: v for k, v in contents.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensors by name; expected the weights of a model")
+    _check_names(tensors, path)
     for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
+            kind = "quantized" if tensor.is_quantized else f"{tensor.layout} on {tensor.device}"
+            raise CheckpointError(f"{path}: {name} is {kind}; expected plain numbers: convert the file first")
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             shape = tuple(tensor.shape)
             raise CheckpointError(f"{path}: {name} claims shape {shape}, more than the file stores; {_AGAIN}")

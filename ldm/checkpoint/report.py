@@ -9,6 +9,7 @@ from typing import Any
 
 from ldm.checkpoint.detect import FAMILIES, parts, signature
 from ldm.checkpoint.diffusers_folder import read_any
+from ldm.checkpoint.fit import is_finite
 from ldm.checkpoint.layouts import unwrapped
 from ldm.checkpoint.single_file import is_original
 
@@ -21,7 +22,8 @@ def report(path: str | Path, variant: str | None = None) -> dict[str, Any]:
     found, there = signature(tensors), parts(tensors)
     family = FAMILIES.get(found) if found else None
     averaged = there.pop("unet (EMA)")
-    there["unet"] = there["unet"] or averaged
+    plain = there["unet"]
+    there["unet"] = plain or averaged
     return {
         "path": str(path),
         "sha256": _sha256(path) if path.is_file() else None,
@@ -33,13 +35,12 @@ def report(path: str | Path, variant: str | None = None) -> dict[str, Any]:
         "holds": [part for part, is_there in there.items() if is_there],
         "lacks": [part for part, is_there in there.items() if not is_there],
         "ema": averaged,
+        "unet by default": "EMA" if averaged and not plain else "plain" if plain else None,
         "tensors": len(tensors),
         "numbers": sum(tensor.numel() for tensor in tensors.values()),
         "dtypes": dict(Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())),
         "non-finite": [
-            name
-            for name, tensor in tensors.items()
-            if tensor.is_floating_point() and not name.endswith("attn_mask") and not tensor.isfinite().all()
+            name for name, tensor in tensors.items() if not name.endswith("attn_mask") and not is_finite(tensor)
         ],
     }
 

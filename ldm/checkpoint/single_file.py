@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ldm.checkpoint import keys, text_keys
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.models.text_encoder import END, OpenCLIPTextEncoder, TextEncoder, TwoTowers
 
 PREFIXES = {**keys.PREFIXES, "text_encoder": "cond_stage_model."}
 SDXL_TOWERS = ("conditioner.embedders.0.", "conditioner.embedders.1.")
@@ -69,18 +70,34 @@ def to_internal(tensors: Mapping[str, Tensor], model: LatentDiffusion) -> dict[s
     return out | {f"{part}.{name}": tensor for part, names in renamed.items() for name, tensor in names.items()}
 
 
-def to_original(model: LatentDiffusion, *, text_prefix: str) -> dict[str, Tensor]:
-    """The inverse, for models with a CLIP tower.
+def to_original(model: LatentDiffusion) -> dict[str, Tensor]:
+    """The inverse: every weight of a model under the name it has in the published file of its family.
 
-    text_prefix: "transformer." for SD 1's names of it (Hugging Face's), "model." for SD 2's (open_clip's).
+    Left out is what `to_internal` drops: the schedules' constants, a second copy of the UNet, `position_ids`, CLIP's
+    temperature, mask and unused projection. The original programs make or ignore them.
     """
-    tower = {name.removeprefix("tower."): tensor for name, tensor in model.text_encoder.state_dict().items()}
     renamed = {
         "unet": keys.to_original(model.unet.state_dict(), model.unet),
         "autoencoder": keys.to_original(model.autoencoder.state_dict(), model.autoencoder),
-        "text_encoder": {
-            f"{text_prefix}{k}": v
-            for k, v in (text_keys.to_hugging_face(tower) if text_prefix == "transformer." else tower).items()
-        },
     }
-    return {f"{PREFIXES[part]}{name}": tensor for part, names in renamed.items() for name, tensor in names.items()}
+    named = {f"{PREFIXES[part]}{name}": tensor for part, names in renamed.items() for name, tensor in names.items()}
+    return named | _original_text(model.text_encoder)
+
+
+def _original_text(encoder: TextEncoder) -> dict[str, Tensor]:
+    """sgm's models keep their towers elsewhere than those of CompVis: SDXL's, one of which makes a pooled vector."""
+    if isinstance(encoder, TwoTowers):
+        towers = zip(SDXL_TOWERS, (encoder.first, encoder.second), strict=True)
+        return {name: tensor for prefix, tower in towers for name, tensor in _original_tower(tower, prefix).items()}
+    if isinstance(encoder, OpenCLIPTextEncoder):
+        pooled = encoder.tower.text_projection is not None
+        return _original_tower(encoder, SDXL_TOWERS[0] if pooled else PREFIXES["text_encoder"])
+    return {f"{PREFIXES['text_encoder']}{name}": tensor for name, tensor in encoder.state_dict().items()}
+
+
+def _original_tower(encoder: OpenCLIPTextEncoder, prefix: str) -> dict[str, Tensor]:
+    """CLIP-L came from Hugging Face, which pads with the end of the text, and has its names; the others open_clip's."""
+    tensors = text_keys.towers(encoder)[0]
+    if encoder.pad_id == END:
+        return {f"{prefix}transformer.{k}": v for k, v in text_keys.to_hugging_face(tensors).items()}
+    return {f"{prefix}model.{k}": v for k, v in tensors.items()}

@@ -30,6 +30,13 @@ def tower_prefixes(encoder: nn.Module) -> tuple[str, ...]:
     return ("first.", "second.") if any(k.startswith("second.") for k in encoder.state_dict()) else ("",)
 
 
+def towers(encoder: nn.Module) -> list[Tensors]:
+    """The tensors of each tower of an encoder, named as open_clip does."""
+    state = encoder.state_dict()
+    prefixes = [f"{prefix}tower." for prefix in tower_prefixes(encoder)]
+    return [{k.removeprefix(p): v for k, v in state.items() if k.startswith(p)} for p in prefixes]
+
+
 def towers_to_memory(files: Sequence[Tensors], encoder: nn.Module) -> Tensors:
     """One dict per tower, as `to_memory` takes it, -> names in `encoder`. A file's tower too many keeps its names."""
     prefixes, wanted = tower_prefixes(encoder), encoder.state_dict()

@@ -53,7 +53,8 @@ class TextEncoder(nn.Module):
 class OpenCLIPTextEncoder(TextEncoder):
     """open_clip's `TextTransformer`, alone: no image tower is ever allocated.
 
-    name: one of open_clip's towers, e.g. "ViT-L-14-quickgelu"; otherwise give width, heads and layers.
+    name: one of open_clip's towers, e.g. "ViT-L-14-quickgelu", of which `layers` may take fewer (diffusers stores
+    SD 2's without the one that it never uses); otherwise give width, heads and layers.
     layer, final_norm: which states. SD 1: last, normed; SD 2: penultimate, normed; SDXL: penultimate, not normed.
     pad_id: fills up the window; 49407 (end of text) for SD 1, 0 for SD 2.
     projection_dim: if given, `forward` also gives the pooled vector: the last layer's state after the final norm, at
@@ -78,9 +79,10 @@ class OpenCLIPTextEncoder(TextEncoder):
     ) -> None:
         super().__init__()
         if name is not None:
-            if (width, heads, layers) != (None, None, None):
+            if (width, heads) != (None, None):
                 raise ValueError(f"give either name ({name!r}) or width, heads and layers, not both")
-            width, heads, layers, activation = _published_tower(name)
+            width, heads, published, activation = _published_tower(name)
+            layers = published if layers is None else layers
         if width is None or heads is None or layers is None:
             raise ValueError("a text tower needs width, heads and layers, or the name of one of open_clip's")
         if vocab_size <= END:
@@ -213,6 +215,12 @@ def encode(text: str) -> list[int]:
     printable = text[:MAX_CHARACTERS].encode("utf-8", "replace").decode("utf-8")  # lone surrogates become "?"
     ids: list[int] = _tokenizer().encode(printable)
     return ids
+
+
+def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """CLIP's tokens by name, the last two being START and END, and its merges, in the order in which they apply."""
+    tokenizer = _tokenizer()
+    return dict(tokenizer.encoder), sorted(tokenizer.bpe_ranks, key=tokenizer.bpe_ranks.__getitem__)
 
 
 @lru_cache(maxsize=1)

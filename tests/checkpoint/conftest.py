@@ -12,18 +12,42 @@ from ldm.config import load_config
 
 
 @pytest.fixture(scope="session")
-def miniature() -> Callable[[int], dict[str, Any]]:
-    """The config of SD 1 or 2 at a fraction of its widths: the same parts, levels and names."""
+def miniature() -> Callable[[int | str], dict[str, Any]]:
+    """The config of a family (a number is SD's) at a fraction of its widths: the same parts, levels and names."""
 
-    def tree(version: int) -> dict[str, Any]:
-        tree = load_config(CONFIGS / f"sd-v{version}.yaml")
+    def tree(family: int | str) -> dict[str, Any]:
+        tree = load_config(CONFIGS / f"{f'sd-v{family}' if isinstance(family, int) else family}.yaml")
         params = tree["params"]
-        params["unet"]["params"] |= {"block_out_channels": [32, 32, 64, 64], "context_dim": 16}
-        if version == 2:
-            params["unet"]["params"]["head_channels"] = 16
-        params["autoencoder"]["params"]["block_out_channels"] = [32, 32, 32, 32]
-        del params["text_encoder"]["params"]["name"]
-        params["text_encoder"]["params"] |= {"width": 16, "heads": 2, "layers": 3, "activation": "quick_gelu"}
+        unet, autoencoder = params["unet"]["params"], params["autoencoder"]["params"]
+        unet["block_out_channels"] = [32, 32, 64, 64, 64][: len(unet["block_out_channels"])]
+        autoencoder["block_out_channels"] = [32] * len(autoencoder["block_out_channels"])
+        if "head_channels" in unet:
+            unet["head_channels"] = 16
+        if unet.get("transformer_depth") == [1, 2, 10]:
+            unet["transformer_depth"] = [1, 1, 2]
+        if "num_codes" in autoencoder:
+            autoencoder["num_codes"] = 64
+        if "framing_embedding" in params:
+            params["framing_embedding"]["params"]["dim"] = 8
+        if "y_dim" in unet:
+            unet["y_dim"] = 16 + 8 * len(params.get("framing_embedding", {"params": {}})["params"].get("numbers", ()))
+        small_text(params["text_encoder"])
+        if "context_dim" in unet:
+            unet["context_dim"] = 32 if params["text_encoder"]["target"] == "TwoTowers" else 16
         return tree
 
     return tree
+
+
+def small_text(node: dict[str, Any]) -> None:
+    params = node.get("params", {})
+    if node["target"] == "TwoTowers":
+        small_text(params["first"])
+        small_text(params["second"])
+    elif node["target"] == "ClassEmbedder":
+        params["embed_dim"] = 16
+    elif "name" in params:
+        activation = "quick_gelu" if params.pop("name").endswith("quickgelu") else "gelu"
+        params |= {"width": 16, "heads": 2, "layers": 3, "activation": activation}
+        if "projection_dim" in params:
+            params["projection_dim"] = 16

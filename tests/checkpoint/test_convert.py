@@ -35,8 +35,7 @@ def script(name: str) -> ModuleType:
 def test_there_and_back(version: int, miniature: Callable[[int], dict[str, Any]], tmp_path: Path) -> None:
     torch.manual_seed(0)
     tree = miniature(version)
-    prefix = {1: "transformer.", 2: "model."}[version]
-    tensors = single_file.to_original(build(tree), text_prefix=prefix)
+    tensors = single_file.to_original(build(tree))
     tensors = {name: tensor.detach().half().contiguous() for name, tensor in tensors.items()}
     torch.save({"state_dict": tensors | {"betas": torch.rand(9)}}, tmp_path / "in.ckpt")
 
@@ -64,6 +63,40 @@ def test_what_is_not_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main([str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors")]) == 2
     assert "holds no UNet and carries no config" in capsys.readouterr().err
     assert not (tmp_path / "b.safetensors").exists()
+    assert main([str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors"), "--layout", "diffusers"]) == 2
+    assert "is not a folder, which diffusers reads; give another name" in capsys.readouterr().err
+    (tmp_path / "there").mkdir()
+    assert main([str(tmp_path / "a.safetensors"), str(tmp_path / "there"), "--layout", "diffusers"]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_what_may_be_chosen(miniature: Callable[[int], dict[str, Any]], tmp_path: Path) -> None:
+    """Which UNet, what it predicts, and from a folder which files: as for load."""
+    tree, main = miniature(1), script("convert").main
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps(tree))
+    tensors = {name: tensor.detach() for name, tensor in single_file.to_original(build(tree)).items()}
+    unet = {name: tensor for name, tensor in tensors.items() if name.startswith("model.")}
+    average = {f"model_ema.{name[6:].replace('.', '')}": tensor + 1 for name, tensor in unet.items()}
+    save_file(tensors | average, tmp_path / "in.safetensors")
+
+    def converted(path: Path, *options: str) -> Any:
+        out = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        out = out if "diffusers" in options else out.with_suffix(".safetensors")
+        assert main([str(path), str(out), "--config", str(config), *options]) == 0
+        return out
+
+    weight = unet["model.diffusion_model.input_blocks.0.0.weight"]
+    plain = ldm.load(converted(tmp_path / "in.safetensors"))
+    assert torch.equal(plain.unet.conv_in.weight, weight) and plain.parameterization == "eps"
+    folder = converted(tmp_path / "in.safetensors", "--ema", "--parameterization", "v", "--layout", "diffusers")
+    assert json.loads((folder / "scheduler" / "scheduler_config.json").read_text())["prediction_type"] == "v_prediction"
+    half = folder / "unet" / "diffusion_pytorch_model.fp16.safetensors"
+    save_file({k: v.half() for k, v in load_file(half.with_name("diffusion_pytorch_model.safetensors")).items()}, half)
+    for part in ("vae/diffusion_pytorch_model", "text_encoder/model"):
+        (folder / f"{part}.safetensors").rename(folder / f"{part}.fp16.safetensors")
+    back = load_file(converted(folder, "--variant", "fp16"))
+    assert torch.equal(back["unet.conv_in.weight"], (weight + 1).half())
 
 
 def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,6 +112,7 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["family"] == "SD 2.x (context 1024, 4 input channels)" and found["configs"] == ["sd-v2", "sd-v2-v"]
     assert (found["layout"], found["ema"], found["carries a config"]) == ("original", True, False)
     assert (found["holds"], found["lacks"]) == (["unet", "autoencoder"], ["text encoder"])
+    assert found["unet by default"] == "EMA"
     assert found["dtypes"] == {"float32": 2, "float16": 1}
     assert found["non-finite"] == ["first_stage_model.quant_conv.bias"]
     assert found["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()

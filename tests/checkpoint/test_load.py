@@ -155,8 +155,7 @@ def original(
     torch.manual_seed(request.param)
     tree = miniature(request.param)
     model = build(tree).eval()
-    prefix = {1: "transformer.", 2: "model."}[request.param]
-    tensors = {k: v.detach().clone() for k, v in single_file.to_original(model, text_prefix=prefix).items()}
+    tensors = {k: v.detach().clone() for k, v in single_file.to_original(model).items()}
     unet = [name for name in tensors if name.startswith("model.diffusion_model.")]
     tensors |= {f"model_ema.{name[6:].replace('.', '')}": torch.zeros(1) for name in unet}
     tensors |= {"betas": torch.rand(1000), "model_ema.decay": torch.tensor(0.999)}

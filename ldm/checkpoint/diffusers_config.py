@@ -1,0 +1,228 @@
+"""Our config -> the JSON files of a diffusers folder: what the `diffusers` and `transformers` libraries build from.
+
+Refused, as a CheckpointError, is what those libraries' classes cannot compute.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from ldm.checkpoint.read import CheckpointError
+from ldm.config import registered
+from ldm.models.diffusion.schedule import NoiseSchedule
+from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.models.text_encoder import END, START, OpenCLIPTextEncoder, TextEncoder, TwoTowers
+from ldm.modules.unet import per_level
+
+Node = dict[str, Any]
+
+PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+CLASSES = {  # component -> (library, class)
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+    "scheduler": ("diffusers", "DDIMScheduler"),
+    "low_res_scheduler": ("diffusers", "DDPMScheduler"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
+    "tokenizer": ("transformers", "CLIPTokenizer"),
+    "tokenizer_2": ("transformers", "CLIPTokenizer"),
+}
+
+
+def text_encoders(encoder: TextEncoder) -> dict[str, OpenCLIPTextEncoder]:
+    """The towers by the names of their components; the one with a pooled vector is SDXL's second."""
+    if isinstance(encoder, TwoTowers):
+        return {"text_encoder": encoder.first, "text_encoder_2": encoder.second}
+    if not isinstance(encoder, OpenCLIPTextEncoder):
+        raise CheckpointError(f"diffusers has no {type(encoder).__name__}; use the layout ldm or original")
+    return {"text_encoder" if encoder.tower.text_projection is None else "text_encoder_2": encoder}
+
+
+def layers(tower: OpenCLIPTextEncoder) -> int:
+    """How many blocks are stored: where the last but one's states are normed, diffusers leaves the last one out."""
+    normed, pooled = tower.final_norm, tower.tower.text_projection is not None
+    if normed == (tower.layer == "penultimate") and pooled or not normed and tower.layer == "last":
+        states = f"{tower.layer} states, {'normed' if normed else 'not normed'}"
+        raise CheckpointError(f"diffusers has no text encoder that gives {states}; use the layout ldm or original")
+    return len(tower.tower.transformer.resblocks) - (tower.layer == "penultimate" and normed)
+
+
+def configs(tree: Mapping[str, Any], model: LatentDiffusion) -> dict[str, Node]:
+    """Of every file: `model_index.json`, and the config of each component behind the component's name."""
+    params = tree["params"]
+    towers = text_encoders(model.text_encoder)
+    size = model.image_size // model.autoencoder.downsample_factor
+    files = {
+        "unet/config.json": _unet(_settings(params["unet"]), size) | _told(model),
+        "vae/config.json": _vae(_settings(params["autoencoder"]), model.image_size),
+        "scheduler/scheduler_config.json": _scheduler(
+            _settings(params["schedule"]), model.schedule, PREDICTIONS[model.parameterization]
+        ),
+    }
+    files |= {f"{part}/config.json": _text_encoder(part, tower) for part, tower in towers.items()}
+    if model.low_resolution is not None:
+        low = _settings(_settings(params["low_resolution"])["schedule"])
+        files["low_res_scheduler/scheduler_config.json"] = _scheduler(low, model.low_resolution.schedule, "epsilon")
+    parts = [*dict.fromkeys(name.partition("/")[0] for name in files)]
+    parts += [part.replace("text_encoder", "tokenizer") for part in towers]
+    return files | {"model_index.json": _index(model, parts)}
+
+
+def _settings(node: Mapping[str, Any]) -> Node:
+    """A node's params, with its class's defaults for those that are not given."""
+    defaults = {n: p.default for n, p in inspect.signature(registered(node["target"])).parameters.items()}
+    return defaults | {"target": node["target"]} | dict(node.get("params") or {})
+
+
+def _index(model: LatentDiffusion, parts: list[str]) -> Node:
+    """The pipeline that draws with such a model. Its networks that ours has not (safety, depth, images) are null."""
+    absent, more = ["safety_checker", "feature_extractor"], {}
+    channels, latents = model.unet.in_channels, model.autoencoder.latent_channels
+    if model.low_resolution is not None:
+        name, more = "StableDiffusionUpscalePipeline", {"max_noise_level": model.low_resolution.max_level}
+    elif model.framing_embedding is not None and "text_encoder" in parts:
+        name, absent = "StableDiffusionXLPipeline", ["image_encoder", "feature_extractor"]
+        more = {"force_zeros_for_empty_prompt": model.zero_unconditional}
+    elif model.framing_embedding is not None:
+        name, absent = "StableDiffusionXLImg2ImgPipeline", ["text_encoder", "tokenizer"]
+        score = "aesthetic_score" in model.framing_embedding.numbers
+        more = {"requires_aesthetics_score": score, "force_zeros_for_empty_prompt": model.zero_unconditional}
+    elif channels == 2 * latents + 1:
+        name = "StableDiffusionInpaintPipeline"
+    elif channels == latents + 1:
+        name, absent = "StableDiffusionDepth2ImgPipeline", ["depth_estimator", "feature_extractor"]
+    elif model.unet.y_dim is not None:
+        name = "StableUnCLIPImg2ImgPipeline"
+        absent = ["feature_extractor", "image_encoder", "image_normalizer", "image_noising_scheduler"]
+    else:
+        name = "StableDiffusionPipeline"
+    if "safety_checker" in absent and model.low_resolution is None:
+        more = {"requires_safety_checker": False}
+    there = {part: list(CLASSES[part]) for part in parts}
+    return {"_class_name": name} | more | there | {part: [None, None] for part in absent}
+
+
+def _scheduler(p: Mapping[str, Any], schedule: NoiseSchedule, prediction: str) -> Node:
+    names = {"scaled_linear": "scaled_linear", "linear": "linear", "cosine": "squaredcos_cap_v2"}
+    kind = p["beta_schedule"]
+    return {
+        "_class_name": "DDIMScheduler",
+        "beta_schedule": names.get(kind, "linear"),
+        "beta_start": p["beta_start"],
+        "beta_end": p["beta_end"],
+        "trained_betas": None if kind in names else schedule.betas.tolist(),
+        "num_train_timesteps": schedule.num_timesteps,
+        "prediction_type": prediction,
+        "rescale_betas_zero_snr": schedule.zero_terminal_snr,
+        "timestep_spacing": "trailing" if schedule.zero_terminal_snr else "leading",
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+    }
+
+
+def _unet(p: Mapping[str, Any], size: int) -> Node:
+    """Heads are counted, although diffusers calls their number `attention_head_dim`."""
+    widths = list(p["block_out_channels"])
+    attends = per_level("attention_levels", p["attention_levels"], len(widths))
+    depths = per_level("transformer_depth", p["transformer_depth"], len(widths))
+    mid = depths[-1] if p["mid_transformer_depth"] is None else p["mid_transformer_depth"]
+    plain = any(depth == 0 for attend, depth in zip([*attends, True], [*depths, mid], strict=True) if attend)
+    refused = {
+        "attention without a context": p["context_dim"] is None or plain,
+        "this mid_transformer_depth": attends[-1] and mid != depths[-1],
+        f"resample {p['resample']!r}": p["resample"] != "conv",
+        f"transformer_norm_eps {p['transformer_norm_eps']}": p["transformer_norm_eps"] != 1e-6,
+    }
+    for what, is_so in refused.items():
+        if is_so:
+            raise CheckpointError(f"diffusers' UNet2DConditionModel has not {what}; use the layout ldm or original")
+    heads = p["num_heads"] if p["head_channels"] is None else [width // p["head_channels"] for width in widths]
+    downs = ["CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends]
+    only = p["only_cross_attention"]
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": size,
+        "in_channels": p["in_channels"],
+        "out_channels": p["out_channels"],
+        "block_out_channels": widths,
+        "layers_per_block": p["layers_per_block"],
+        "down_block_types": downs,
+        "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "up_block_types": [down.replace("Down", "Up") for down in reversed(downs)],
+        "transformer_layers_per_block": [*depths[:-1], mid],
+        "attention_head_dim": heads,
+        "cross_attention_dim": p["context_dim"],
+        "use_linear_projection": p["use_linear_projection"],
+        "only_cross_attention": only if isinstance(only, bool) else list(only),
+        "mid_block_only_cross_attention": p["mid_only_cross_attention"],
+        "num_class_embeds": p["num_classes"],
+        "resnet_time_scale_shift": "scale_shift" if p["scale_shift_norm"] else "default",
+        "dropout": p["dropout"],
+        "norm_num_groups": p["norm_num_groups"],
+        "norm_eps": p["norm_eps"],
+        "flip_sin_to_cos": p["flip_sin_to_cos"],
+        "freq_shift": p["freq_shift"],
+        "downsample_padding": p["downsample_padding"],
+        "act_fn": "silu",
+    }
+
+
+def _told(model: LatentDiffusion) -> Node:
+    """How a UNet takes a vector `y`: SDXL's makes it from the pooled text and numbers, unCLIP's is given it."""
+    if model.unet.y_dim is None:
+        return {}
+    width = {"projection_class_embeddings_input_dim": model.unet.y_dim}
+    if model.framing_embedding is None:
+        return width | {"class_embed_type": "projection"}
+    return width | {"addition_embed_type": "text_time", "addition_time_embed_dim": model.framing_embedding.dim}
+
+
+def _vae(p: Mapping[str, Any], image_size: int) -> Node:
+    widths, quantized = list(p["block_out_channels"]), "num_codes" in p
+    attends = list(p["attention_levels"] or [False] * len(widths))
+    if p["norm_eps"] != 1e-6 or quantized:
+        what = "VQModel beside CLIP" if quantized else f"norm_eps {p['norm_eps']}"
+        raise CheckpointError(f"diffusers' AutoencoderKL has not {what}; use the layout ldm or original")
+    scale = p["scaling_factor"]
+    return {
+        "_class_name": "AutoencoderKL",
+        "sample_size": image_size,
+        "in_channels": p["in_channels"],
+        "out_channels": p["out_channels"],
+        "latent_channels": p["latent_channels"],
+        "block_out_channels": widths,
+        "layers_per_block": p["layers_per_block"],
+        "down_block_types": ["AttnDownEncoderBlock2D" if a else "DownEncoderBlock2D" for a in attends],
+        "up_block_types": ["AttnUpDecoderBlock2D" if a else "UpDecoderBlock2D" for a in reversed(attends)],
+        "mid_block_add_attention": p["mid_attention"],
+        "norm_num_groups": p["norm_num_groups"],
+        "act_fn": "silu",
+        "scaling_factor": scale,
+        "shift_factor": p["shift_factor"] or None,
+        "force_upcast": True,
+    }
+
+
+def _text_encoder(part: str, encoder: OpenCLIPTextEncoder) -> Node:
+    tower = encoder.tower
+    block = tower.transformer.resblocks[0]
+    pooled = tower.text_projection is not None
+    return {
+        "architectures": [CLASSES[part][1]],
+        "model_type": "clip_text_model",
+        "vocab_size": tower.token_embedding.num_embeddings,
+        "hidden_size": encoder.width,
+        "intermediate_size": block.mlp.c_fc.out_features,
+        "num_attention_heads": block.attn.num_heads,
+        "num_hidden_layers": layers(encoder),
+        "max_position_embeddings": encoder.context_length,
+        "hidden_act": "quick_gelu" if type(block.mlp.gelu).__name__ == "QuickGELU" else "gelu",
+        "layer_norm_eps": tower.ln_final.eps,
+        "projection_dim": tower.text_projection.shape[1] if pooled else encoder.width,
+        "bos_token_id": START,
+        "eos_token_id": END,  # also where the pooled vector is taken
+        "pad_token_id": encoder.pad_id,
+    }
