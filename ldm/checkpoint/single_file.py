@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from ldm.checkpoint import keys, text_keys
+from ldm.checkpoint import bert_keys, keys, text_keys
+from ldm.models.bert import BertTextEncoder
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.models.text_encoder import TextEncoder
 
 PREFIXES = {**keys.PREFIXES, "text_encoder": "cond_stage_model."}
 SDXL_TOWERS = ("conditioner.embedders.0.", "conditioner.embedders.1.")
@@ -69,18 +71,22 @@ def to_internal(tensors: Mapping[str, Tensor], model: LatentDiffusion) -> dict[s
     return out | {f"{part}.{name}": tensor for part, names in renamed.items() for name, tensor in names.items()}
 
 
-def to_original(model: LatentDiffusion, *, text_prefix: str) -> dict[str, Tensor]:
-    """The inverse, for models with a CLIP tower.
+def to_original(model: LatentDiffusion, *, text_prefix: str = "transformer.") -> dict[str, Tensor]:
+    """The inverse, for models with a CLIP tower or a BERT.
 
-    text_prefix: "transformer." for SD 1's names of it (Hugging Face's), "model." for SD 2's (open_clip's).
+    text_prefix: "transformer." for SD 1's names of CLIP (Hugging Face's), "model." for SD 2's (open_clip's).
     """
-    tower = {name.removeprefix("tower."): tensor for name, tensor in model.text_encoder.state_dict().items()}
     renamed = {
         "unet": keys.to_original(model.unet.state_dict(), model.unet),
         "autoencoder": keys.to_original(model.autoencoder.state_dict(), model.autoencoder),
-        "text_encoder": {
-            f"{text_prefix}{k}": v
-            for k, v in (text_keys.to_hugging_face(tower) if text_prefix == "transformer." else tower).items()
-        },
+        "text_encoder": _text_to_original(model.text_encoder, text_prefix),
     }
     return {f"{PREFIXES[part]}{name}": tensor for part, names in renamed.items() for name, tensor in names.items()}
+
+
+def _text_to_original(encoder: TextEncoder, prefix: str) -> dict[str, Tensor]:
+    if isinstance(encoder, BertTextEncoder):
+        return bert_keys.to_original(encoder)
+    tower = {name.removeprefix("tower."): tensor for name, tensor in encoder.state_dict().items()}
+    tower = text_keys.to_hugging_face(tower) if prefix == "transformer." else tower
+    return {f"{prefix}{name}": tensor for name, tensor in tower.items()}

@@ -16,10 +16,12 @@ from ldm.config import build, load_config
 from ldm.models.latent_diffusion import LatentDiffusion
 
 LAYOUTS = Path(__file__).parents[1] / "golden" / "layouts"
-TEXT_PREFIX = {"sd-v1": "transformer.", "sd-v2": "model.", "sd-v2-v": "model."}
+TEXT_PREFIX = {"sd-v1": "transformer.", "sd-v2": "model.", "sd-v2-v": "model.", "ldm-text2img": "transformer."}
+PUBLISHED = {"sd-v2-v": "sd-v2", "ldm-text2img": "ldm-text2img-1p4b"}
 NO_WEIGHTS = {  # in the files, and not in the model
     "sd-v1": {"cond_stage_model.transformer.text_model.embeddings.position_ids"},
     "sd-v2": {f"cond_stage_model.model.{name}" for name in ("text_projection", "logit_scale", "attn_mask")},
+    "ldm-text2img": {f"cond_stage_model.transformer.to_logits.{name}" for name in ("weight", "bias")},
 }
 
 
@@ -35,10 +37,10 @@ def layout(name: str) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("config", ["sd-v1", "sd-v2", "sd-v2-v"])
+@pytest.mark.parametrize("config", TEXT_PREFIX)
 def test_published_layout(config: str) -> None:
     """Every tensor of the file has its place, of its shape, there and back."""
-    model, published = skeleton(config), layout(config.removesuffix("-v"))
+    model, published = skeleton(config), layout(PUBLISHED.get(config, config))
     published |= {
         f"model_ema.{name.replace('.', '')}": torch.empty(1) for name in published if name.startswith("model.")
     }
