@@ -30,12 +30,12 @@ ONE_KIND = {  # what UNet2DModel can vary and no published DDPM does
     "downsample_type": "conv",
     "upsample_type": "conv",
     "act_fn": "silu",
+    "resnet_time_scale_shift": "default",
     "attn_norm_num_groups": None,
     "add_attention": True,
     "class_embed_type": None,
     "num_class_embeds": None,
 }
-RESNETS = {"default": False, "scale_shift": True}
 BETAS = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
@@ -69,8 +69,7 @@ def unet_params(config: Mapping[str, Any]) -> Node:
     params: Node = {"in_channels": 3, "out_channels": 3}
     params |= {ours: config.get(theirs, default) for theirs, (ours, default) in UNET.items()}
     params |= {"num_heads": 1} if head_channels is None else {"head_channels": head_channels}
-    scale_shift = _choice("resnet_time_scale_shift", config.get("resnet_time_scale_shift", "default"), RESNETS)
-    return params | {"attention_levels": down, "transformer_depth": 0, "scale_shift_norm": scale_shift}
+    return params | {"attention_levels": down, "transformer_depth": 0}
 
 
 def _schedule(scheduler: Mapping[str, Any]) -> Node:

@@ -57,20 +57,6 @@ class Autoencoder(nn.Module):
         raise NotImplementedError
 
 
-@register("IdentityAutoencoder")
-class IdentityAutoencoder(Autoencoder):
-    """For models in pixel space (Ho et al. 2020): the latent is the picture."""
-
-    latent_channels, downsample_factor = 3, 1
-    scaling_factor, shift_factor = 1.0, 0.0
-
-    def encode(self, image: Tensor) -> Tensor:
-        return image
-
-    def decode(self, z: Tensor) -> Tensor:
-        return z
-
-
 class ConvolutionalAutoencoder(Autoencoder):
     """Encoder, decoder and the scale of the latents.
 
@@ -201,3 +187,17 @@ class VQModel(ConvolutionalAutoencoder):
     def decode(self, z: Tensor) -> Tensor:
         """As `Autoencoder.decode`, of the codes nearest to the latents."""
         return self.decoder(self.post_quant_conv(self.quantize(z / self.scaling_factor + self.shift_factor)))
+
+
+@register("IdentityAutoencoder")
+class IdentityAutoencoder(Autoencoder):
+    """For models in pixel space (Ho et al. 2020): the latent is the picture."""
+
+    latent_channels, downsample_factor = 3, 1
+    scaling_factor, shift_factor = 1.0, 0.0
+
+    def encode(self, image: Tensor) -> Tensor:
+        return image
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z
