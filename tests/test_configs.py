@@ -31,6 +31,7 @@ FAMILIES: dict[str, tuple[str, dict[str, str]]] = {  # config: (layout, part of 
     "ldm-lsun-churches": ("ldm-lsun-churches-kl8", {}),
     "ldm-ffhq": ("ldm-ffhq-vq4", {}),
     "ldm-cin256": ("ldm-cin256-vq4", ONE),
+    "ldm-text2img": ("ldm-text2img-1p4b", ONE),
 }
 NUMBERS: dict[str, tuple[str, float, int, float, float, float]] = {
     # parameterization, guidance_scale, image_size, scaling_factor, first and last beta
@@ -47,6 +48,7 @@ NUMBERS: dict[str, tuple[str, float, int, float, float, float]] = {
     "ldm-lsun-churches": ("eps", 1.0, 256, 1.0, 0.0015, 0.0155),
     "ldm-ffhq": ("eps", 1.0, 256, 1.0, 0.0015, 0.0195),
     "ldm-cin256": ("eps", 3.0, 256, 1.0, 0.0015, 0.0195),
+    "ldm-text2img": ("eps", 5.0, 256, 0.18215, 0.00085, 0.012),
 }
 
 
@@ -72,17 +74,36 @@ def test_published_tensors_and_numbers(config: str, layout: Callable[..., Any], 
     for part, module in (("unet", model.unet), ("autoencoder", model.autoencoder)):
         assert shapes(keys.to_internal(stored(keys.PREFIXES[part]), module)) == shapes(module.state_dict())
 
-    expected = model.text_encoder.state_dict()
-    found = {}
-    for place, prefix in text.items():
-        pooled = f"{place}tower.text_projection" in expected
-        found |= {f"{place}{k}": v for k, v in text_keys.to_memory(stored(prefix), keep_projection=pooled).items()}
-    assert shapes(found) == shapes(expected)
+    files = [stored(prefix) for prefix in text.values()]
+    assert shapes(text_keys.towers_to_memory(files, model.text_encoder)) == shapes(model.text_encoder.state_dict())
 
     *numbers, start, end = NUMBERS[config]
     assert [model.parameterization, model.guidance_scale, model.image_size, model.autoencoder.scaling_factor] == numbers
     assert model.schedule.betas[[0, -1]].tolist() == pytest.approx([start, end])
     assert model.schedule.betas.sqrt().diff().std() < 1e-12  # linear in the root
+
+
+def test_unclip_l_is_unclip_h_told_of_a_smaller_picture_tower() -> None:
+    """No list of its tensors is at hand: all but the width of y is that of unCLIP-H."""
+    large, huge = skeleton("sd-v2-unclip-l"), skeleton("sd-v2-unclip")
+    found, wanted = large.state_dict(), huge.state_dict()
+    assert found.keys() == wanted.keys()
+    differ = {name: tuple(found[name].shape) for name in found if found[name].shape != wanted[name].shape}
+    assert differ == {"unet.add_embedding.linear_1.weight": (1280, 2 * 768)}
+    assert (large.parameterization, large.image_size) == (huge.parameterization, huge.image_size) == ("v", 768)
+
+
+def test_ddpm_has_the_tensors_and_numbers_of_the_published_folder(
+    layout: Callable[..., Any], shapes: Callable[..., Any]
+) -> None:
+    model = skeleton("ddpm-cat-256")
+    assert shapes(model.state_dict()) == {
+        f"unet.{key}": shape for key, shape in layout("diffusers/ddpm-cat-256.unet").items()
+    }
+    assert model.schedule.betas[[0, -1]].tolist() == pytest.approx([1e-4, 0.02])
+    assert model.schedule.betas.diff().std() < 1e-12  # linear, not in the root
+    assert (model.parameterization, model.guidance_scale, model.latent_shape(256, 256)) == ("eps", 1.0, (3, 256, 256))
+    assert model.denoiser.clip_x0
 
 
 def test_sdxl_is_told_sizes() -> None:

@@ -10,8 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from ldm.checkpoint import text_keys
+from ldm.checkpoint import pixel_config, text_keys
+from ldm.checkpoint.detect import FAMILIES, signature
 from ldm.checkpoint.read import CheckpointError, Weights, read
+from ldm.models.bert import BertTextEncoder
 from ldm.models.latent_diffusion import LatentDiffusion
 
 PREFIXES = {  # of a folder's parts, in memory
@@ -20,6 +22,7 @@ PREFIXES = {  # of a folder's parts, in memory
     "vqvae": "autoencoder.",
     "text_encoder": "text_encoder.",
     "text_encoder_2": "text_encoder_2.",
+    "bert": "text_encoder.",
 }
 PART_OF_CLASS = {  # `_class_name` or `architectures` of a component's config.json
     "UNet2DConditionModel": "unet",
@@ -28,6 +31,7 @@ PART_OF_CLASS = {  # `_class_name` or `architectures` of a component's config.js
     "VQModel": "vqvae",
     "CLIPTextModel": "text_encoder",
     "CLIPTextModelWithProjection": "text_encoder",
+    "LDMBertModel": "bert",
 }
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
@@ -43,19 +47,39 @@ def read_folder(path: Path, variant: str | None = None) -> Weights:
     """Every part's tensors, as they are named there behind the part's prefix in memory.
 
     variant: "fp16" takes `….fp16.safetensors`; None the plain files, or those where there are no others.
-    `metadata["parameterization"]` is what the folder's scheduler says, if it has one.
+    `metadata["parameterization"]` is what the folder's scheduler says, if it has one; `metadata["config"]` is there
+    for a model in pixel space, whose files describe it whole.
     """
-    if (path / "model_index.json").is_file():
-        folders = {part: path / part for part in PREFIXES if (path / part).is_dir()}
-    else:
-        folders = {_part(path): path}
+    has_index = (path / "model_index.json").is_file()
+    folders = {part: path / part for part in PREFIXES if has_index and (path / part).is_dir()}
+    folders = folders or {_part(path): path}  # DDPM's, of 2022, have a model_index.json and the one part beside it
     tensors: dict[str, Tensor] = {}
     for part, folder in folders.items():
         for file in _files(folder, variant):
             tensors |= {f"{PREFIXES[part]}{name}": tensor for name, tensor in read(file).tensors.items()}
-    scheduler = path / "scheduler" / "scheduler_config.json"
-    prediction = _json(scheduler).get("prediction_type", "epsilon") if scheduler.is_file() else None
-    return Weights(tensors, {"parameterization": PREDICTIONS[prediction]} if prediction in PREDICTIONS else {})
+    scheduler = _scheduler(path)
+    prediction = None if scheduler is None else scheduler.get("prediction_type", "epsilon")
+    metadata = {"parameterization": PREDICTIONS[prediction]} if prediction in PREDICTIONS else {}
+    if set(folders) == {"unet"} and _is_pixel_space(folders["unet"], tensors):
+        try:
+            config = pixel_config.translate(_json(folders["unet"] / "config.json"), scheduler or {})
+        except ValueError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+        metadata["config"] = json.dumps(config)
+    return Weights(tensors, metadata)
+
+
+def _scheduler(path: Path) -> dict[str, Any] | None:
+    """The scheduler's config of a whole folder, or of one of its parts that stands alone."""
+    files = (path / "scheduler" / "scheduler_config.json", path / "scheduler_config.json")
+    return next((_json(file) for file in files if file.is_file()), None)
+
+
+def _is_pixel_space(unet: Path, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether a folder without an autoencoder is of a kind that has none, not a part of a latent diffusion model."""
+    file, found = unet / "config.json", signature(tensors)
+    is_plain = file.is_file() and _json(file).get("_class_name") == "UNet2DModel"
+    return is_plain and (found not in FAMILIES or FAMILIES[found].configs == ("ddpm-cat-256",))
 
 
 def _part(folder: Path) -> str:
@@ -127,7 +151,8 @@ def to_internal(tensors: Mapping[str, Tensor], model: LatentDiffusion) -> dict[s
         else:
             out[_modern(name)] = tensor
     towers = [text[part] for part in sorted(text)]  # SDXL's refiner has text_encoder_2 only
-    if any(text_keys.is_hugging_face(name) for tower in towers for name in tower):
+    foreign = any(text_keys.is_hugging_face(name) for tower in towers for name in tower)
+    if foreign or isinstance(model.text_encoder, BertTextEncoder):
         towers = [text_keys.towers_to_memory(towers, model.text_encoder)]
     return out | {f"text_encoder.{name}": tensor for tower in towers for name, tensor in tower.items()}
 

@@ -26,6 +26,8 @@ def conditioning(stage: Mapping[str, Any] | str) -> Node:
         raise ValueError(f"cond_stage_config {stage!r} is not supported: only __is_unconditional__ or a node is")
     if class_name(stage) == "ClassEmbedder":
         return {"text_encoder": class_embedder(stage.get("params") or {}), "guidance_scale": 3.0}
+    if class_name(stage) == "BERTEmbedder":
+        return {"text_encoder": bert(stage.get("params") or {}), "guidance_scale": 5.0}
     encoder = tower(stage)
     is_clip_l = encoder["params"]["name"].startswith("ViT-L-14")
     return {"text_encoder": encoder, "guidance_scale": 7.5 if is_clip_l else 9.0}
@@ -95,6 +97,16 @@ def class_embedder(given: Mapping[str, Any]) -> Node:
     refuse_unknown("ClassEmbedder", given, {"embed_dim", "n_classes", "key"})
     params = {"num_classes": given.get("n_classes", 1000), "embed_dim": given["embed_dim"]}
     return {"target": "ClassEmbedder", "params": params}
+
+
+def bert(given: Mapping[str, Any]) -> Node:
+    known = {"n_embed", "n_layer", "vocab_size", "max_seq_len", "use_tokenizer", "embedding_dropout"}
+    refuse_unknown("BERTEmbedder", given, known | RUN)
+    if not given.get("use_tokenizer", True):
+        raise ValueError("BERTEmbedder without use_tokenizer reads no text, which is not supported")
+    names = {"n_embed": "width", "n_layer": "layers", "vocab_size": "vocab_size", "max_seq_len": "context_length"}
+    params = {"vocab_size": 30522, "max_seq_len": 77} | dict(given)
+    return {"target": "BertTextEncoder", "params": {ours: params[theirs] for theirs, ours in names.items()}}
 
 
 def class_name(node: Mapping[str, Any]) -> str:

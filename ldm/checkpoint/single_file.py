@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from ldm.checkpoint import keys, text_keys
+from ldm.checkpoint import bert_keys, keys, text_keys
+from ldm.models.bert import BertTextEncoder
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.text_encoder import END, OpenCLIPTextEncoder, TextEncoder, TwoTowers
 
@@ -92,7 +93,8 @@ def _original_text(encoder: TextEncoder) -> dict[str, Tensor]:
     if isinstance(encoder, OpenCLIPTextEncoder):
         pooled = encoder.tower.text_projection is not None
         return _original_tower(encoder, SDXL_TOWERS[0] if pooled else PREFIXES["text_encoder"])
-    return {f"{PREFIXES['text_encoder']}{name}": tensor for name, tensor in encoder.state_dict().items()}
+    tensors = bert_keys.to_original(encoder) if isinstance(encoder, BertTextEncoder) else encoder.state_dict()
+    return {f"{PREFIXES['text_encoder']}{name}": tensor for name, tensor in tensors.items()}
 
 
 def _original_tower(encoder: OpenCLIPTextEncoder, prefix: str) -> dict[str, Tensor]:

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ldm.checkpoint import bert_keys
+from ldm.models.bert import BertTextEncoder
+
 Tensors = dict[str, Tensor]
 
 OPEN_CLIP_TO_HUGGING_FACE = (
@@ -39,6 +42,8 @@ def towers(encoder: nn.Module) -> list[Tensors]:
 
 def towers_to_memory(files: Sequence[Tensors], encoder: nn.Module) -> Tensors:
     """One dict per tower, as `to_memory` takes it, -> names in `encoder`. A file's tower too many keeps its names."""
+    if isinstance(encoder, BertTextEncoder):
+        return {name: tensor for tensors in files for name, tensor in bert_keys.to_memory(tensors, encoder).items()}
     prefixes, wanted = tower_prefixes(encoder), encoder.state_dict()
     out: Tensors = {}
     for i, tensors in enumerate(files):

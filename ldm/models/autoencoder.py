@@ -41,7 +41,24 @@ class Gaussian:
 
 
 class Autoencoder(nn.Module):
-    """Encoder, decoder and the scale of the latents, which outside are (z - shift_factor) * scaling_factor.
+    """The surface all autoencoders share. Latents outside are (z - shift_factor) * scaling_factor."""
+
+    latent_channels: int
+    downsample_factor: int  # pixels of the image along each side of one pixel of the latents
+    scaling_factor: float
+    shift_factor: float
+
+    def encode(self, image: Tensor) -> Gaussian | Tensor:
+        """image (B, 3, H, W) in [-1, 1], sides multiples of `downsample_factor` -> scaled latents (B, C, h, w)."""
+        raise NotImplementedError
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w) -> images (B, 3, H, W), about [-1, 1], not clamped."""
+        raise NotImplementedError
+
+
+class ConvolutionalAutoencoder(Autoencoder):
+    """Encoder, decoder and the scale of the latents.
 
     Levels count from the image's resolution down, each half the size of the one before; `attention_levels` says which
     attend after each res-block, None that only the mid-block does.
@@ -73,29 +90,19 @@ class Autoencoder(nn.Module):
             raise ValueError(f"scaling_factor {scaling_factor} is not positive: give 1 / (the latents' deviation)")
         plan = Plan(widths, layers_per_block, attend, mid_attention, norm_num_groups, norm_eps, dropout)
         moments = self.moments * latent_channels
-        self.latent_channels = latent_channels
+        self.latent_channels, self.downsample_factor = latent_channels, 2 ** (len(widths) - 1)
         self.scaling_factor, self.shift_factor = scaling_factor, shift_factor
         self.encoder = Encoder(in_channels, moments, plan)
         self.decoder = Decoder(latent_channels, out_channels, plan)
         self.quant_conv = nn.Conv2d(moments, moments, 1)
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
 
-    @property
-    def downsample_factor(self) -> int:
-        """Pixels of the image along each side of one pixel of the latents."""
-        return 2 ** (len(self.encoder.down_blocks) - 1)
-
-    def encode(self, image: Tensor) -> Gaussian | Tensor:
-        """image (B, 3, H, W) in [-1, 1], sides multiples of `downsample_factor` -> scaled latents (B, C, h, w)."""
-        raise NotImplementedError
-
     def decode(self, z: Tensor) -> Tensor:
-        """Scaled latents (B, C, h, w) -> images (B, 3, H, W), about [-1, 1], not clamped."""
         return self.decoder(self.post_quant_conv(z / self.scaling_factor + self.shift_factor))
 
 
 @register("AutoencoderKL", "ldm.models.autoencoder.AutoencoderKL")
-class AutoencoderKL(Autoencoder):
+class AutoencoderKL(ConvolutionalAutoencoder):
     """Variational autoencoder (Rombach et al. 2022, section 3.1)."""
 
     moments = 2
@@ -136,7 +143,7 @@ class Codebook(nn.Module):
 
 
 @register("VQModel", "ldm.models.autoencoder.VQModel", "ldm.models.autoencoder.VQModelInterface")
-class VQModel(Autoencoder):
+class VQModel(ConvolutionalAutoencoder):
     """Autoencoder whose decoder sees codes only (Rombach et al. 2022, section 3.1)."""
 
     moments = 1
@@ -180,3 +187,17 @@ class VQModel(Autoencoder):
     def decode(self, z: Tensor) -> Tensor:
         """As `Autoencoder.decode`, of the codes nearest to the latents."""
         return self.decoder(self.post_quant_conv(self.quantize(z / self.scaling_factor + self.shift_factor)))
+
+
+@register("IdentityAutoencoder")
+class IdentityAutoencoder(Autoencoder):
+    """For models in pixel space (Ho et al. 2020): the latent is the picture."""
+
+    latent_channels, downsample_factor = 3, 1
+    scaling_factor, shift_factor = 1.0, 0.0
+
+    def encode(self, image: Tensor) -> Tensor:
+        return image
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.config import register
+from ldm.models import bert as _bert  # noqa: F401  (registers what a config may name)
 from ldm.models.autoencoder import Autoencoder, Gaussian
 from ldm.models.diffusion.denoiser import Conditioning, Denoiser
 from ldm.models.diffusion.schedule import NoiseSchedule
@@ -27,6 +28,7 @@ class LatentDiffusion(nn.Module):
 
     zero_unconditional: a prompt that is not given is zeros, which SDXL was trained on, and not the text "".
     framing_embedding: makes `y` of the pooled text and the picture's framing (SDXL).
+    clip_x0: as in `Denoiser`, for models in pixel space.
     low_resolution: how the picture is made noisy that an upscaler enlarges; it becomes `concat` and `y`.
     """
 
@@ -42,6 +44,7 @@ class LatentDiffusion(nn.Module):
         zero_unconditional: bool = False,
         framing_embedding: FramingEmbedding | None = None,
         low_resolution: NoiseAugmentation | None = None,
+        clip_x0: bool = False,
     ) -> None:
         super().__init__()
         self.unet, self.autoencoder, self.text_encoder = unet, autoencoder, text_encoder
@@ -49,7 +52,7 @@ class LatentDiffusion(nn.Module):
         self.image_size, self.guidance_scale = image_size, guidance_scale
         self.zero_unconditional = zero_unconditional
         self.framing_embedding, self.low_resolution = framing_embedding, low_resolution
-        self.denoiser = Denoiser(unet, schedule, parameterization)
+        self.denoiser = Denoiser(unet, schedule, parameterization, clip_x0)
 
     @property
     def device(self) -> torch.device:
@@ -60,6 +63,11 @@ class LatentDiffusion(nn.Module):
     def dtype(self) -> torch.dtype:
         """The denoising network's; the autoencoder has its own."""
         return next(self.unet.parameters()).dtype
+
+    @property
+    def _like_autoencoder(self) -> Tensor:
+        """A tensor of the autoencoder's device and dtype; in pixel space, where it has no weights, float32."""
+        return next(self.autoencoder.parameters(), torch.zeros((), device=self.device))
 
     def condition(
         self, prompts: Sequence[str | None], framing: Framing | None = None, *, negative: bool = False
@@ -96,12 +104,12 @@ class LatentDiffusion(nn.Module):
     def encode(self, image: Tensor) -> Gaussian | Tensor:
         """image (B, 3, H, W) in [-1, 1] -> scaled latents (B, C, h, w): their distribution, or a VQModel's tensor."""
         with torch.autocast(self.device.type, enabled=False):  # the autoencoder has its own dtype, whatever the UNet's
-            return self.autoencoder.encode(image.to(next(self.autoencoder.parameters())))
+            return self.autoencoder.encode(image.to(self._like_autoencoder))
 
     def decode(self, z: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) -> images (B, 3, H, W) in about [-1, 1], in the autoencoder's dtype."""
         with torch.autocast(self.device.type, enabled=False):
-            return self.autoencoder.decode(z.to(next(self.autoencoder.parameters())))
+            return self.autoencoder.decode(z.to(self._like_autoencoder))
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """(C, h, w) for an image of this size in pixels; ValueError with the nearest size if there is none."""

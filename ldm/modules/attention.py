@@ -34,23 +34,32 @@ def to_image(tokens: Tensor, height: int, width: int) -> Tensor:
 class Attention(nn.Module):
     """Multi-head attention of x (B, N, dim) to a context (B, M, context_dim), or to itself where there is none.
 
+    head_channels: width of a head; None is dim / num_heads.
     The function that attends is the attribute `attention`: assign another to change or to watch this one layer.
     """
 
-    def __init__(self, dim: int, num_heads: int, context_dim: int | None = None, qkv_bias: bool = False) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        context_dim: int | None = None,
+        qkv_bias: bool = False,
+        head_channels: int | None = None,
+    ) -> None:
         super().__init__()
-        if dim % num_heads:
+        if head_channels is None and dim % num_heads:
             raise ValueError(f"num_heads {num_heads} does not divide {dim} channels: choose a divisor")
         context_dim = dim if context_dim is None else context_dim
+        inner = dim if head_channels is None else num_heads * head_channels
         self.num_heads = num_heads
         self.attention: AttentionFunction = attention
-        self.to_q = nn.Linear(dim, dim, bias=qkv_bias)
-        self.to_k = nn.Linear(context_dim, dim, bias=qkv_bias)
-        self.to_v = nn.Linear(context_dim, dim, bias=qkv_bias)
-        self.to_out = nn.Sequential(nn.Linear(dim, dim))
+        self.to_q = nn.Linear(dim, inner, bias=qkv_bias)
+        self.to_k = nn.Linear(context_dim, inner, bias=qkv_bias)
+        self.to_v = nn.Linear(context_dim, inner, bias=qkv_bias)
+        self.to_out = nn.Sequential(nn.Linear(inner, dim))
 
     def split_heads(self, tokens: Tensor) -> Tensor:
-        return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, N, dim / heads)
+        return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)  # (B, heads, N, d)
 
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         context = x if context is None else context

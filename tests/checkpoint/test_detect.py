@@ -50,10 +50,7 @@ def test_diffusers_components(name: str) -> None:
     assert config_of(layout(f"diffusers/{name}", "unet.")) == name.removesuffix(".unet")
 
 
-NO_CONFIG_YET = {"ldm-text2img", "sd-v2-unclip-l", "ddpm-cat-256"}
-
-
-@pytest.mark.parametrize("config", sorted({name for f in FAMILIES.values() for name in f.configs} - NO_CONFIG_YET))
+@pytest.mark.parametrize("config", sorted({name for f in FAMILIES.values() for name in f.configs}))
 def test_a_config_builds_the_family_it_stands_for(config: str) -> None:
     path = CONFIGS / f"{config}.yaml"
     with on_meta():

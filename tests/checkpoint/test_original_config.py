@@ -79,6 +79,9 @@ CLIP = """
     scheduler_config: {target: ldm.lr_scheduler.LambdaLinearScheduler, params: {warm_up_steps: [10000]}}
     cond_stage_config: {target: ldm.modules.encoders.modules.FrozenCLIPEmbedder}
 """
+BERT = """
+    cond_stage_config: {target: ldm.modules.encoders.modules.BERTEmbedder, params: {n_embed: 1280, n_layer: 32}}
+"""
 UPSCALER = """
     low_scale_config:
       target: ldm.modules.diffusionmodules.upscaling.ImageConcatWithNoiseAugmentation
@@ -168,6 +171,7 @@ ORIGINALS = {
     "sd-x4-upscaler": compvis(LARGE, UPSCALER, KL4, OPEN_CLIP, **LOW),
     "sdxl-base": sgm(BASE, SGM_L + BIG_G, "original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple"),
     "sdxl-refiner": sgm(REFINER, BIG_G, "original_size_as_tuple", "crop_coords_top_left", "aesthetic_score"),
+    "ldm-text2img": compvis("image_size: 32\n    scale_factor: 0.18215", UNET1.replace("768", "1280"), KL, BERT),
     "ldm-cin256": compvis("image_size: 64", IMAGENET, VQ, start="0.0015", end="0.0195"),
     "ldm-ffhq": compvis("image_size: 64", FFHQ, VQ, start="0.0015", end="0.0195"),
     "ldm-lsun-churches": compvis("image_size: 32\n    scale_by_std: true", CHURCHES, KL, start="0.0015", end="0.0155"),
@@ -239,7 +243,10 @@ def test_sgm_of_a_model_without_sizes() -> None:
 @pytest.mark.parametrize(
     ("name", "old", "new", "message"),
     [
-        ("sd-v1", "FrozenCLIPEmbedder", "BERTEmbedder", "BERTEmbedder is not supported"),
+        ("sd-v1", "FrozenCLIPEmbedder", "FrozenT5Embedder", "FrozenT5Embedder is not supported"),
+        ("sd-v1", "FrozenCLIPEmbedder", "BERTEmbedder", "'n_embed' is missing"),
+        ("ldm-text2img", "n_layer: 32", "n_layer: 32, use_tokenizer: false", "without use_tokenizer reads no text"),
+        ("ldm-text2img", "n_layer: 32", "n_layer: 32, depth: 3", "BERTEmbedder has params .* known here: depth"),
         ("sd-v1", "ddpm.LatentDiffusion", "cldm.ControlLDM", "'ldm.models.diffusion.cldm.ControlLDM' is not supported"),
         ("sd-v1", "linear_start", "beta_schedule: quadratic\n    linear_start", "beta_schedule 'quadratic'"),
         ("sd-v1", "AutoencoderKL", "IdentityFirstStage", "IdentityFirstStage' is not supported"),

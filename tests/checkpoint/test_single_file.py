@@ -16,9 +16,11 @@ from ldm.config import build, load_config
 from ldm.models.latent_diffusion import LatentDiffusion
 
 LAYOUTS = Path(__file__).parents[1] / "golden" / "layouts"
+PUBLISHED = {"sd-v2-v": "sd-v2", "ldm-text2img": "ldm-text2img-1p4b"}
 NO_WEIGHTS = {  # in the files, and not in the model
     "sd-v1": {"cond_stage_model.transformer.text_model.embeddings.position_ids"},
     "sd-v2": {f"cond_stage_model.model.{name}" for name in ("text_projection", "logit_scale", "attn_mask")},
+    "ldm-text2img": {f"cond_stage_model.transformer.to_logits.{name}" for name in ("weight", "bias")},
 }
 
 
@@ -34,10 +36,10 @@ def layout(name: str) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("config", ["sd-v1", "sd-v2", "sd-v2-v"])
+@pytest.mark.parametrize("config", ["sd-v1", "sd-v2", "sd-v2-v", "ldm-text2img"])
 def test_published_layout(config: str) -> None:
     """Every tensor of the file has its place, of its shape, there and back."""
-    model, published = skeleton(config), layout(config.removesuffix("-v"))
+    model, published = skeleton(config), layout(PUBLISHED.get(config, config))
     published |= {
         f"model_ema.{name.replace('.', '')}": torch.empty(1) for name in published if name.startswith("model.")
     }

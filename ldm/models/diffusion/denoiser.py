@@ -95,15 +95,17 @@ class Denoiser:
 
     The one place that knows what the network predicts and what its timesteps mean. It owns no parameters (the network
     does), so the trainer, the EMA copy and the sampler each make one around the network they have.
+
+    clip_x0: keep the estimate within [-1, 1], where pictures are but latents are not (Ho et al. 2020, their code).
     """
 
-    def __init__(self, unet: nn.Module, schedule: NoiseSchedule, parameterization: str) -> None:
+    def __init__(self, unet: nn.Module, schedule: NoiseSchedule, parameterization: str, clip_x0: bool = False) -> None:
         if parameterization not in PARAMETERIZATIONS:
             raise ValueError(f"parameterization is {parameterization!r}; use one of {', '.join(PARAMETERIZATIONS)}")
         if schedule.zero_terminal_snr and parameterization == "eps":
             raise ValueError("eps-prediction cannot find z in pure noise; with zero_terminal_snr use v or x0")
         self.unet = unet
-        self.schedule = schedule
+        self.schedule, self.clip_x0 = schedule, clip_x0
         self.parameterization = PARAMETERIZATIONS[parameterization]
 
     def predict(self, x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
@@ -121,4 +123,5 @@ class Denoiser:
         """x: (B, C, H, W), float32 or float64; sigma: a scalar or (B,), on any device. Returns x0 like x."""
         prediction = self.predict(x, sigma, cond).to(x.dtype)
         c_skip, c_out = self.parameterization.c_skip(sigma), self.parameterization.c_out(sigma)
-        return per_image(c_skip, x) * x + per_image(c_out, x) * prediction
+        x0 = per_image(c_skip, x) * x + per_image(c_out, x) * prediction
+        return x0.clamp(-1, 1) if self.clip_x0 else x0

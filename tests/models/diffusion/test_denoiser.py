@@ -50,6 +50,14 @@ def test_c_out_turns_an_error_of_the_network_into_one_of_x0(name, normal):
     torch.testing.assert_close(x0[1] - x0[0], c_out * wrong, rtol=1e-10, atol=1e-10)
 
 
+def test_clip_keeps_the_estimate_among_pictures(normal):
+    sigma, x = torch.tensor([0.5, 7.0], dtype=torch.float64), normal("x")
+    free, clipped = (
+        Denoiser(Network(), NoiseSchedule(), "eps", clip_x0=clip)(x, sigma, NOTHING) for clip in (False, True)
+    )
+    assert free.abs().max() > 1.5 and torch.equal(clipped, free.clamp(-1, 1))
+
+
 def test_what_the_network_sees(normal):
     schedule, network, x = NoiseSchedule(), Network(), normal("x")
     Denoiser(network, schedule, "eps")(x, schedule.sigmas[[999, 20]], NOTHING)
