@@ -61,6 +61,12 @@ class LatentDiffusion(nn.Module):
         """The denoising network's; the autoencoder has its own."""
         return next(self.unet.parameters()).dtype
 
+    @property
+    def concat_channels(self) -> int | None:
+        """How many channels the network is shown beside the latent's; None where it has no `in_channels` that tells."""
+        channels = getattr(self.unet, "in_channels", None)
+        return None if channels is None else channels - self.autoencoder.latent_channels
+
     def condition(
         self, prompts: Sequence[str | None], framing: Framing | None = None, *, negative: bool = False
     ) -> Conditioning:
