@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+import ldm
+from ldm.checkpoint import single_file
+from ldm.checkpoint.read import read
 from ldm.png import read_request
 
 Run = Callable[..., int]
@@ -70,3 +76,18 @@ def test_the_right_model_and_the_right_script(depth2img: Run, txt2img: Run, tiny
     deep = depth2img(*GIVEN, "--depth", "depth.png") == 0 and read_request("outputs/00000-0.png")["model"]["name"]
     assert txt2img(*GIVEN, "--model", deep) == 2
     assert "it takes a depth map: draw with scripts/depth2img.py" in capsys.readouterr().err
+
+
+def test_a_file_that_holds_a_network_for_depth_loads_without_it(
+    depth2img: Run, tiny_deep: Path, capsys: Capture
+) -> None:
+    tensors = single_file.to_original(ldm.load(tiny_deep), text_prefix="model.")
+    tensors["depth_model.model.pretrained.model.cls_token"] = torch.ones(1, 1, 8)
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, "whole.safetensors")
+    Path("whole.yaml").write_text(json.dumps(json.loads(read(tiny_deep).metadata["config"])))
+    model = ("--model", "whole.safetensors", "--config", "whole.yaml")
+    assert depth2img(*GIVEN, *model) == 2
+    assert "--depth: name a picture of the depth" in capsys.readouterr().err
+    assert depth2img(*GIVEN, *model, "--depth", "depth.png") == 0
+    assert depth2img(*GIVEN, "--depth", "depth.png") == 0
+    assert pixels("outputs/00000-0.png") == pixels("outputs/00001-0.png")
