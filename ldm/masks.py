@@ -25,7 +25,7 @@ def load_mask(path: str | Path) -> Image.Image:
 
 
 def _with_alpha(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
+    if not image.has_transparency_data or image.mode.startswith(("I", "F")):
         return images.to_rgb(image)
     return ImageOps.exif_transpose(image).convert("RGBA")
 
@@ -92,6 +92,7 @@ def canvas(
         raise ValueError(f"outpaint is {tuple(outpaint)}; give four numbers of pixels: left, top, right, bottom")
     if not (isinstance(mask_blur, int) and 0 <= mask_blur <= MAX_BLUR):
         raise ValueError(f"mask_blur is {mask_blur}; give a whole number of pixels, 0 (a hard edge) … {MAX_BLUR}")
+    image = _with_alpha(image)
     hard = _hard(image, mask, fit_mask)
     if hard is None and not any(outpaint):
         raise ValueError("nothing says where to paint: give a mask, a picture with transparent parts, or outpaint")
@@ -114,16 +115,15 @@ def rounded_up(side: int, multiple: int) -> int:
 def _hard(image: Image.Image, mask: Image.Image | None, fit_mask: bool) -> Image.Image | None:
     """Mode L, 255 where to paint and 0 elsewhere; None where neither the mask nor the picture says."""
     if mask is None:
-        if not image.has_transparency_data:
+        if image.mode != "RGBA":
             return None
-        return _with_alpha(image).getchannel("A").point(lambda value: 255 if value < 128 else 0)
+        return image.getchannel("A").point(lambda value: 255 if value < 128 else 0)
     gray = images.to_rgb(mask, background=(0, 0, 0)).convert("L")
-    size = ImageOps.exif_transpose(image).size
-    if gray.size != size:
+    if gray.size != image.size:
         if not fit_mask:
-            of, wanted = (f"{width}x{height}" for width, height in (gray.size, size))
+            of, wanted = (f"{width}x{height}" for width, height in (gray.size, image.size))
             raise ValueError(f"the mask is {of}, the picture {wanted}: give one of that size, or scale it (--fit-mask)")
-        gray = gray.resize(size, Image.Resampling.BILINEAR)
+        gray = gray.resize(image.size, Image.Resampling.BILINEAR)
     return gray.point(lambda value: 255 if value >= 128 else 0)
 
 
