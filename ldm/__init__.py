@@ -1,4 +1,4 @@
-"""Latent diffusion: `load` a model, then `txt2img` and `img2img`. Importing this package imports nothing heavy."""
+"""Latent diffusion: `load` a model, then draw: `txt2img`, `img2img`, … Importing this package imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ldm.checkpoint.load import load, save
-    from ldm.pipeline import img2img, txt2img
+    from ldm.pipeline import depth2img, img2img, inpaint, txt2img
 
-__all__ = ["img2img", "load", "save", "txt2img"]
+__all__ = ["depth2img", "img2img", "inpaint", "load", "save", "txt2img"]
 
 _HOME = {
     "load": "ldm.checkpoint.load",
     "save": "ldm.checkpoint.load",
     "txt2img": "ldm.pipeline",
     "img2img": "ldm.pipeline",
+    "inpaint": "ldm.pipeline",
+    "depth2img": "ldm.pipeline",
 }
 
 

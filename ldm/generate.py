@@ -71,6 +71,7 @@ def generate(
     """Draws `items`, `batch_size` at a time, each with its own prompts and seed. NonFiniteError, never a black one."""
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; draw at least 1 picture at a time")
+    check_concat(model, hints)
     for done in range(0, len(items), batch_size):
         batch = tuple(items[done : done + batch_size])
         latents = None if hints.z is None else hints.z.expand(len(batch), -1, -1, -1)
@@ -106,6 +107,8 @@ def sample(model: LatentDiffusion, batch: Sequence[Item], settings: Settings, hi
         x = n * math.sqrt(float(sigmas[0]) ** 2 + 1)
     else:
         x = model.schedule.add_noise(hints.z, n, sigmas[0])
+    if hints.z is not None and hints.mask is not None:  # what is kept is kept from the start
+        x = hints.mask * x + (1 - hints.mask) * model.schedule.add_noise(hints.z, n, sigmas[0])
     options = {} if settings.eta is None else {"eta": settings.eta}
     yield from sampler(_denoise(model, batch, settings, hints), x, sigmas, noise=StepNoise(seeds), **options)
 
@@ -129,3 +132,19 @@ def _shown(model: LatentDiffusion, cond: Conditioning, batch: Sequence[Item], hi
         noise = keyed_noise([item.seed for item in batch], hints.noisy.shape[1:], "noise on the hint")
         cond = model.add_hint(cond, hints.noisy, hints.noise_level, noise.to(hints.noisy))
     return cond
+
+
+def check_concat(model: LatentDiffusion, hints: Hints) -> None:
+    """ValueError where the network is to be shown something else beside the latent than what it was trained with."""
+    takes, given = model.concat_channels, sum(x.shape[1] for x in (hints.concat, hints.noisy) if x is not None)
+    if takes is None or takes == given:
+        return
+    ways = {
+        0: "draw with scripts/txt2img.py or scripts/img2img.py (ldm.txt2img, ldm.img2img)",
+        1: "it takes a depth map: draw with scripts/depth2img.py (ldm.depth2img)",
+        model.autoencoder.latent_channels + 1: "it takes a mask: draw with scripts/inpaint.py (ldm.inpaint)",
+    }
+    way = ways.get(takes, "give them as Hints.concat")
+    if model.low_resolution is not None:
+        way = "it takes a small picture: enlarge with scripts/upscale.py"
+    raise ValueError(f"this model's network takes {takes} channels beside the latent, and here are {given}; {way}")

@@ -9,7 +9,7 @@ import math
 import struct
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,15 +33,24 @@ def load_image(path: str | Path, *, background: tuple[int, int, int] = BACKGROUN
     animation the first frame taken. Raises ValueError, one sentence that names the file, for anything else than a whole
     picture of at most MAX_PIXELS pixels; the size is read from the header, before anything is decoded.
     """
+    return load_as(path, lambda image: to_rgb(image, background))
+
+
+class Refused(ValueError):
+    """A whole picture of a kind that cannot be meant."""
+
+
+def load_as(path: str | Path, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """What `convert` makes of the decoded picture in a file; it gives a copy. Raises as `load_image`."""
     with open_image(path) as image:
         if image.width * image.height > MAX_PIXELS:
             size = f"{image.width}x{image.height}"
             raise ValueError(f"{path}: {size} pixels are more than the {MAX_PIXELS:,} that are read; scale it down")
-        if image.mode == "F":
-            raise ValueError(f"{path}: 32-bit float has no agreed white; save it with 8 or 16 bits a channel")
         try:
             image.load()
-            return to_rgb(image, background)
+            return convert(image)
+        except Refused as error:
+            raise ValueError(f"{path}: {error}") from error
         except _UNREADABLE as error:
             raise ValueError(f"{path}: the picture is broken or cut off ({error}); save or copy it again") from error
 
@@ -71,6 +80,8 @@ def open_image(path: str | Path) -> Image.Image:
 
 def to_rgb(image: Image.Image, background: tuple[int, int, int] = BACKGROUND) -> Image.Image:
     """Any Pillow mode but float to 8-bit RGB, upright, transparency laid over `background`."""
+    if image.mode == "F":
+        raise Refused("32-bit float has no agreed white; save it with 8 or 16 bits a channel")
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16-bit gray; Pillow also calls it "I", 32 bits wide
         gray = np.asarray(image).astype(np.float64) / 257  # 65535 / 257 = 255
@@ -79,6 +90,17 @@ def to_rgb(image: Image.Image, background: tuple[int, int, int] = BACKGROUND) ->
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, (*background, 255)), rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def to_gray(image: Image.Image) -> Image.Image:
+    """Any Pillow mode to mode "F", float32, upright, in the file's own units: nothing of 16 bits is lost."""
+    image = ImageOps.exif_transpose(image)
+    if not image.mode.startswith(("I", "F")):
+        return image.convert("L").convert("F")
+    gray = np.array(image).astype(np.float32)
+    if not np.isfinite(gray).all():
+        raise Refused("NaN or infinity is in it; save it with finite numbers only")
+    return Image.fromarray(gray)
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:

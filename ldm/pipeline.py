@@ -8,10 +8,10 @@ from typing import TypedDict, Unpack
 
 from PIL import Image
 
-from ldm import hints, images
+from ldm import hints, images, masks
 from ldm.generate import OnStep, Result, generate
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.request import Item, Settings, make_items, picture_size, resolve
+from ldm.request import Item, Settings, canvas_size, make_items, picture_size, resolve
 
 Picture = Image.Image | str | Path
 
@@ -58,6 +58,58 @@ def img2img(
     settings = _settings(model, options, image, strength)
     items = _items(prompt, options)
     return generate(model, items, settings, hints.from_picture(model, image, settings), **_loop(options))
+
+
+def inpaint(
+    model: LatentDiffusion,
+    prompt: str | Sequence[str],
+    init_image: Picture,
+    mask: Picture | None = None,
+    *,
+    strength: float = 1.0,
+    mask_blur: int = 0,
+    outpaint: masks.Sides = (0, 0, 0, 0),
+    fit_mask: bool = False,
+    **options: Unpack[Options],
+) -> Iterator[Result]:
+    """Paints what is white in `mask` anew, and keeps every other pixel bit for bit; with any model of pictures.
+
+    mask: of the picture's size, or scaled to it with `fit_mask`; None paints what is transparent in `init_image`.
+    mask_blur: pixels; the result blends into the picture over twice as many, from the mask's edge outward.
+    outpaint: pixels to add on the left, top, right and bottom, and to paint.
+    strength: as in `img2img`; 1 leaves nothing of what was inside.
+    By default pictures have the size of `init_image`, any, with what is added; one of over four times the area that the
+    model was trained at, or one for which height or width is given, is scaled and cropped first.
+    """
+    picture = masks.load_picture(init_image) if isinstance(init_image, str | Path) else init_image
+    white = masks.load_mask(mask) if isinstance(mask, str | Path) else mask
+    canvas = masks.canvas(picture, white, mask_blur=mask_blur, outpaint=outpaint, fit_mask=fit_mask)
+    given = options.get("height"), options.get("width")
+    options["height"], options["width"] = canvas_size(model, canvas.image.size, *given)
+    settings = _settings(model, options, strength=strength)
+    items = _items(prompt, options)
+    return generate(model, items, settings, hints.from_mask(model, canvas, settings), **_loop(options))
+
+
+def depth2img(
+    model: LatentDiffusion,
+    prompt: str | Sequence[str],
+    depth: Picture,
+    init_image: Picture | None = None,
+    *,
+    strength: float = 0.8,
+    **options: Unpack[Options],
+) -> Iterator[Result]:
+    """Draws what has this depth, brighter being nearer, with a model made for it (Stable Diffusion 2 depth).
+
+    From noise, or from `init_image` as `img2img` does; only then `strength` says anything. The map, of any size, covers
+    the picture. The size drawn is that of `init_image`, or else of the map, as `picture_size` says.
+    """
+    map_ = images.load_as(depth, images.to_gray) if isinstance(depth, str | Path) else depth
+    image = None if init_image is None else _picture(init_image)
+    settings = _settings(model, options, map_ if image is None else image, None if image is None else strength)
+    items = _items(prompt, options)
+    return generate(model, items, settings, hints.from_depth(model, map_, settings, image), **_loop(options))
 
 
 def _picture(picture: Picture) -> Image.Image:

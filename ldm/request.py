@@ -129,3 +129,14 @@ def picture_size(
         return nearest(h * width / w, factor), width
     ratio = min(1.0, model.image_size / math.sqrt(w * h)) if w * h > (2 * model.image_size) ** 2 else 1.0
     return nearest(h * ratio, factor), nearest(w * ratio, factor)
+
+
+def canvas_size(
+    model: LatentDiffusion, size: tuple[int, int], height: int | None = None, width: int | None = None
+) -> tuple[int, int]:
+    """As `picture_size`, but a picture that need not be scaled has its sides rounded up: it is padded and cut back."""
+    factor = model.autoencoder.downsample_factor
+    up = [-(-side // factor) * factor for side in size]
+    if height is None and width is None and size[0] * size[1] <= (2 * model.image_size) ** 2:
+        return up[1], up[0]
+    return picture_size(model, size, height, width)

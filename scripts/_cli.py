@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from _options import LATER, MAX_SEED, OWN_DEFAULTS, PICTURES, SAMPLERS, Usage, make_parser
+from _options import ELSEWHERE, LATER, MAX_SEED, OWN_DEFAULTS, PICTURES, SAMPLERS, Usage, make_parser
 
 DEFAULTS: dict[str, Any] = {
     "repeat": 1,
@@ -27,8 +27,11 @@ DEFAULTS: dict[str, Any] = {
     "outdir": "outputs",
 }
 WITH_REPRODUCE = {"model", "config", "plugin", "device", *PICTURES, "outdir", "debug", "reproduce"}
-REQUIRED = {"img2img": ("init_img",)}
-NEEDED = {"init_img": "name the picture to begin from"}
+REQUIRED = {"img2img": ("init_img",), "inpaint": ("init_img",), "depth2img": ("depth",)}
+NEEDED = {
+    "init_img": "name the picture to begin from",
+    "depth": "name a picture of the depth, brighter is nearer; no network here measures it",
+}
 
 
 def main(command: str, argv: Sequence[str] | None = None) -> int:
@@ -59,6 +62,11 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     for name, what in LATER.items():
         if name.strip("-").replace("-", "_") in typed:
             raise Usage(f"{name}: {what} is not here yet; leave it out (--sampler has {', '.join(SAMPLERS)})")
+    for name, other in ELSEWHERE.items():
+        if name.strip("-") in typed and command != other:
+            raise Usage(f"{name}: scripts/{other}.py takes it; this is scripts/{command}.py")
+    if command == "depth2img" and "strength" in typed and "init_img" not in typed:
+        raise Usage("--strength is for a picture to begin from; name one with --init-img, or leave it out")
     if options.reproduce is not None:
         if extra := sorted(typed - WITH_REPRODUCE):
             raise Usage(f"--reproduce takes everything from the picture; leave out --{extra[0].replace('_', '-')}")

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from _device import find_device
 from _output import Bar, Interrupts, Output
-from _prepare import prepare
-from _record import DTYPES, compare, picture_files, source, take_over
+from _prepare import prepare, read_pictures
+from _record import DTYPES, compare, source, take_over
 
-from ldm import images
 from ldm.checkpoint.load import load
 from ldm.config import load_plugin
 from ldm.generate import Progress, generate
@@ -27,7 +26,7 @@ def draw(options: argparse.Namespace) -> int:
     """Draw what `options` (from `_cli.parse`) ask for. Returns the exit status."""
     original = None if options.reproduce is None else take_over(options)
     folder = Folder(options.outdir)
-    pictures = {name: images.load_image(file) for name, file in picture_files(options).items()}
+    pictures = read_pictures(options)
     device, precision = choose_device(options)
 
     if options.plugin is not None:

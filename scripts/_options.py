@@ -17,14 +17,16 @@ LATER = {  # options people know, of things that are still to come
     "--plms": "the sampler plms",
     "--dpm-solver": "the sampler dpm-solver",
     "--dpm": "the sampler dpm",
-    "--mask": "painting inside a mask",
 }
+ELSEWHERE = {"--mask": "inpaint", "--depth": "depth2img"}  # options people may give to another command than theirs
 
 
-PICTURES = ("init_img",)  # options that name pictures to draw from
+PICTURES = ("init_img", "mask", "depth")  # options that name pictures to draw from
 OWN_DEFAULTS: dict[str, dict[str, Any]] = {  # what one command alone has, besides pictures
     "txt2img": {},
     "img2img": {"strength": 0.75},
+    "inpaint": {"strength": 1.0, "mask_blur": 0, "outpaint": (0, 0, 0, 0), "fit_mask": False},
+    "depth2img": {"strength": 0.8},
 }
 
 
@@ -72,6 +74,13 @@ def seed(text: str) -> int:
     return -1 if text == "random" else whole(-1, MAX_SEED)(text)
 
 
+def sides(text: str) -> tuple[int, ...]:
+    words = text.split(",")
+    if len(words) != 4:
+        raise argparse.ArgumentTypeError(f"{text!r} is not four numbers of pixels, such as 0,0,64,0")
+    return tuple(whole(0, MAX_SIDE)(word) for word in words)
+
+
 def one_of(*names: str) -> Callable[[str], str]:
     def convert(text: str) -> str:
         if text.lower() not in names:
@@ -109,6 +118,25 @@ def _commands() -> dict[str, tuple[str, tuple[Option, ...]]]:
     return {
         "txt2img": ("Draw pictures from a prompt.", ()),
         "img2img": ("Draw pictures from a picture and a prompt.", (init, _defaulted(strength, "img2img"))),
+        "inpaint": (
+            "Paint part of a picture, or around it; every other pixel stays as it is, bit for bit.",
+            (
+                ("--init-img", str, "FILE", "the picture to paint in"),
+                ("--mask", str, "FILE", "white is painted (else what is transparent in the picture)"),
+                _defaulted(strength, "inpaint"),
+                ("--mask-blur", whole(0, 1000), "PX", "blend over twice PX from the mask's edge outward (0)"),
+                ("--outpaint", sides, "L,T,R,B", "pixels to add left, top, right and below, and paint"),
+                ("--fit-mask", True, None, "scale the mask to the picture's size"),
+            ),
+        ),
+        "depth2img": (
+            "Draw what has a given depth, with a model made for it.",
+            (
+                ("--depth", str, "FILE", "a picture of the depth: brighter is nearer"),
+                ("--init-img", str, "FILE", "the picture to begin from (none: from noise)"),
+                _defaulted(strength, "depth2img"),
+            ),
+        ),
     }
 
 
@@ -181,6 +209,7 @@ def make_parser(command: str) -> Parser:
         ("--save-intermediates", whole(1, 1000), "N", "also write the estimate every N steps, and a sheet of them"),
         ("--debug", True, None, "a traceback instead of one sentence"),
     )
-    for name in LATER:
+    known = {name for option in own for name in option[0].split()}
+    for name in (*LATER, *(name for name in ELSEWHERE if name not in known)):
         parser.add_argument(name, nargs="?", const=True, help=argparse.SUPPRESS)
     return parser

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+from _record import picture_files
 from PIL import Image
 
-from ldm import hints
+from ldm import hints, images, masks
+from ldm.generate import check_concat
 from ldm.hints import Hints
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.request import Settings, picture_size, resolve
+from ldm.request import Settings, canvas_size, picture_size, resolve
 
 Pictures = Mapping[str, Image.Image]  # by the option that names them
 
 
 def prepare(options: argparse.Namespace, model: LatentDiffusion, pictures: Pictures) -> tuple[Settings, Hints]:
-    return COMMANDS[options.command](options, model, pictures)
+    settings, drawn_from = COMMANDS[options.command](options, model, pictures)
+    check_concat(model, drawn_from)  # before a progress bar begins
+    return settings, drawn_from
 
 
 def _txt2img(options: argparse.Namespace, model: LatentDiffusion, pictures: Pictures) -> tuple[Settings, Hints]:
@@ -29,7 +33,54 @@ def _img2img(options: argparse.Namespace, model: LatentDiffusion, pictures: Pict
     return settings, hints.from_picture(model, image, settings)
 
 
-COMMANDS = {"txt2img": _txt2img, "img2img": _img2img}
+def _inpaint(options: argparse.Namespace, model: LatentDiffusion, pictures: Pictures) -> tuple[Settings, Hints]:
+    canvas = _canvas(options, pictures)
+    w, h = canvas.image.size
+    height, width = canvas_size(model, (w, h), options.H, options.W)
+    settings = _settings(options, model, height, width, options.strength)
+    drawn_from = hints.from_mask(model, canvas, settings)
+    if (width, height) != (w, h):
+        is_padded = canvas.sized(width, height, model.autoencoder.downsample_factor).size is not None
+        how = f"padded to {width}x{height} while drawn, then cut back" if is_padded else f"resized to {width}x{height}"
+        print(f"{options.init_img}: {w}x{h}, {how}")
+    return settings, drawn_from
+
+
+def _canvas(options: argparse.Namespace, pictures: Pictures) -> masks.Canvas:
+    return masks.canvas(
+        pictures["init_img"],
+        pictures.get("mask"),
+        mask_blur=options.mask_blur,
+        outpaint=options.outpaint,
+        fit_mask=options.fit_mask,
+    )
+
+
+def _depth2img(options: argparse.Namespace, model: LatentDiffusion, pictures: Pictures) -> tuple[Settings, Hints]:
+    image, depth = pictures.get("init_img"), pictures["depth"]
+    size = _size(options, model, depth if image is None else image)
+    settings = _settings(options, model, *size, None if image is None else options.strength)
+    return settings, hints.from_depth(model, depth, settings, image)
+
+
+COMMANDS = {"txt2img": _txt2img, "img2img": _img2img, "inpaint": _inpaint, "depth2img": _depth2img}
+
+READERS: dict[tuple[str, str], Callable[[str], Image.Image]] = {  # of pictures that are more, or less, than RGB
+    ("inpaint", "init_img"): masks.load_picture,
+    ("inpaint", "mask"): masks.load_mask,
+    ("depth2img", "depth"): lambda file: images.load_as(file, images.to_gray),
+}
+
+
+def read_pictures(options: argparse.Namespace) -> Pictures:
+    """All pictures that the options name; ValueError for one that cannot be read."""
+    pictures = {
+        name: READERS.get((options.command, name), images.load_image)(file)
+        for name, file in picture_files(options).items()
+    }
+    if options.command == "inpaint":
+        _canvas(options, pictures)  # what is wrong with them is said before a model is loaded
+    return pictures
 
 
 def _size(options: argparse.Namespace, model: LatentDiffusion, image: Image.Image) -> tuple[int, int]:
@@ -37,7 +88,7 @@ def _size(options: argparse.Namespace, model: LatentDiffusion, image: Image.Imag
     height, width = picture_size(model, image.size, options.H, options.W)
     if (width, height) != image.size:
         was = f"{image.width}x{image.height}"
-        print(f"{options.init_img}: resized from {was} to {width}x{height} (--W and --H choose)")
+        print(f"{options.init_img or options.depth}: resized from {was} to {width}x{height} (--W and --H choose)")
     return height, width
 
 

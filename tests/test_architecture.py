@@ -17,7 +17,7 @@ FILES = sorted((ROOT / "ldm").rglob("*.py"))
 RANKS = [  # a file imports from lower ranks, and from its own entry's folder
     ["ldm.config_file", "ldm.files"],
     ["ldm.config", "ldm.images", "ldm.noise"],
-    ["ldm.png"],
+    ["ldm.png", "ldm.masks"],
     ["ldm.modules"],
     ["ldm.models.diffusion"],
     ["ldm.models.autoencoder", "ldm.models.framing", "ldm.models.text_encoder"],
@@ -144,5 +144,5 @@ def test_public_names() -> None:
 
     assert callable(ldm.load) and callable(ldm.txt2img) and callable(ldm.img2img) and callable(ldm.save)
     assert set(ldm.__all__) <= set(dir(ldm))
-    with pytest.raises(AttributeError, match="it has img2img, load"):
+    with pytest.raises(AttributeError, match="it has .*img2img, .*load"):
         _ = ldm.txt3img

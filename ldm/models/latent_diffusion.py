@@ -69,6 +69,12 @@ class LatentDiffusion(nn.Module):
         """A tensor of the autoencoder's device and dtype; in pixel space, where it has no weights, float32."""
         return next(self.autoencoder.parameters(), torch.zeros((), device=self.device))
 
+    @property
+    def concat_channels(self) -> int | None:
+        """How many channels the network is shown beside the latent's; None where it has no `in_channels` that tells."""
+        channels = getattr(self.unet, "in_channels", None)
+        return None if channels is None else channels - self.autoencoder.latent_channels
+
     def condition(
         self, prompts: Sequence[str | None], framing: Framing | None = None, *, negative: bool = False
     ) -> Conditioning:

@@ -31,7 +31,7 @@ def pixels(path: str | Path) -> bytes:
         return image.tobytes()
 
 
-@pytest.mark.parametrize("script", ["txt2img.py", "img2img.py"])
+@pytest.mark.parametrize("script", ["txt2img.py", "img2img.py", "inpaint.py", "depth2img.py"])
 def test_help_imports_nothing_heavy(script: str) -> None:
     code = (
         "import sys, runpy; sys.argv = ['x', '--help']\n"
@@ -265,7 +265,7 @@ def test_a_failure_is_one_sentence_and_status_1(txt2img: Run, monkeypatch: pytes
             "--plms: the sampler plms is not here yet; leave it out (--sampler has ddim, ddpm)",
         ),
         (("--prompt", "a", "--dpm_solver"), "--dpm-solver: the sampler dpm-solver is not here yet"),
-        (("--prompt", "a", "--mask", "m.png"), "--mask: painting inside a mask is not here yet"),
+        (("--prompt", "a", "--mask", "m.png"), "--mask: scripts/inpaint.py takes it; this is scripts/txt2img.py"),
         (("--prompt", "a", "--spacing", "karras"), "--spacing: there is no 'karras' here; there are uniform, trailing"),
         (("--prompt", "a", "--device", "tpu"), "there are auto, cpu, cuda, mps"),
         (("--prompt", "a", "--precision", "int4"), "there are full, autocast, fp16, bf16"),
