@@ -166,7 +166,7 @@ def find_config(
         tree, source = _config_tree(name)
     if parameterization is not None:
         tree = {**tree, "params": {**tree.get("params", {}), "parameterization": parameterization}}
-    return _with_measured_scale(tree, weights), source
+    return without_absent_tower(_with_measured_scale(tree, weights), weights.tensors), source
 
 
 def _with_measured_scale(tree: Mapping[str, Any], weights: Weights) -> Mapping[str, Any]:
@@ -177,6 +177,14 @@ def _with_measured_scale(tree: Mapping[str, Any], weights: Weights) -> Mapping[s
     params = tree["params"]["autoencoder"].setdefault("params", {})
     params["scaling_factor"] = float(weights.tensors["scale_factor"])
     return tree
+
+
+def without_absent_tower(tree: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Mapping[str, Any]:
+    """unCLIP without the image tower, where the file has none: it lacks what `variations` needs and nothing else."""
+    if any(name.startswith(("image_encoder.", "embedder.model.visual.")) for name in tensors):
+        return tree
+    params = tree.get("params", {})
+    return {**tree, "params": {k: v for k, v in params.items() if k not in ("image_encoder", "image_augmentation")}}
 
 
 def _family_config(weights: Weights, path: Path, parameterization: str | None) -> str:
