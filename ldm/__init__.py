@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ldm.checkpoint.load import load, save
-    from ldm.pipeline import img2img, txt2img
+    from ldm.pipeline import img2img, txt2img, upscale, variations
 
-__all__ = ["img2img", "load", "save", "txt2img"]
+__all__ = ["img2img", "load", "save", "txt2img", "upscale", "variations"]
 
 _HOME = {
     "load": "ldm.checkpoint.load",
     "save": "ldm.checkpoint.load",
     "txt2img": "ldm.pipeline",
     "img2img": "ldm.pipeline",
+    "upscale": "ldm.pipeline",
+    "variations": "ldm.pipeline",
 }
 
 

@@ -29,7 +29,18 @@ def _img2img(options: argparse.Namespace, model: LatentDiffusion, pictures: Pict
     return settings, hints.from_picture(model, image, settings)
 
 
-COMMANDS = {"txt2img": _txt2img, "img2img": _img2img}
+def _upscale(options: argparse.Namespace, model: LatentDiffusion, pictures: Pictures) -> tuple[Settings, Hints]:
+    image = pictures["init_img"]
+    settings = _settings(options, model, *hints.enlarged_size(model, image))
+    return settings, hints.to_enlarge(model, image, options.noise_level, options.tile)
+
+
+def _variations(options: argparse.Namespace, model: LatentDiffusion, pictures: Pictures) -> tuple[Settings, Hints]:
+    shown = hints.to_vary(model, pictures["init_img"], options.noise_level)
+    return _settings(options, model, options.H, options.W), shown
+
+
+COMMANDS = {"txt2img": _txt2img, "img2img": _img2img, "upscale": _upscale, "variations": _variations}
 
 
 def _size(options: argparse.Namespace, model: LatentDiffusion, image: Image.Image) -> tuple[int, int]:

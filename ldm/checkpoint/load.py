@@ -181,10 +181,14 @@ def _with_measured_scale(tree: Mapping[str, Any], weights: Weights) -> Mapping[s
 
 def without_absent_tower(tree: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Mapping[str, Any]:
     """unCLIP without the image tower, where the file has none: it lacks what `variations` needs and nothing else."""
-    if any(name.startswith(("image_encoder.", "embedder.model.visual.")) for name in tensors):
+    if "image_encoder" not in tree.get("params", {}) or any(
+        name.startswith(("image_encoder.", "embedder.model.visual.")) for name in tensors
+    ):
         return tree
-    params = tree.get("params", {})
-    return {**tree, "params": {k: v for k, v in params.items() if k not in ("image_encoder", "image_augmentation")}}
+    return {
+        **tree,
+        "params": {k: v for k, v in tree["params"].items() if k not in ("image_encoder", "image_augmentation")},
+    }
 
 
 def _family_config(weights: Weights, path: Path, parameterization: str | None) -> str:

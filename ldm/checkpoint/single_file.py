@@ -79,7 +79,9 @@ def _image_parts(tensors: Mapping[str, Tensor], model: LatentDiffusion) -> dict[
     families that measured none."""
     if model.image_encoder is None or model.image_augmentation is None:
         return {}
-    out = {f"image_encoder.tower.{k.removeprefix(IMAGE_TOWER)}": v for k, v in tensors.items() if k.startswith(IMAGE_TOWER)}
+    out = {
+        f"image_encoder.tower.{k.removeprefix(IMAGE_TOWER)}": v for k, v in tensors.items() if k.startswith(IMAGE_TOWER)
+    }
     out |= {ours: tensors[theirs] for theirs, ours in STATISTICS.items() if theirs in tensors}
     if not model.image_augmentation.measured:
         width = model.image_augmentation.width

@@ -106,14 +106,18 @@ class EmbeddingAugmentation(nn.Module):
         return None, torch.cat([noisy * std + mean, timestep_embedding(levels, self.width).to(noisy)], dim=1)
 
 
+def check_level(level: int, max_level: int) -> None:
+    if not 0 <= level <= max_level:
+        raise ValueError(f"noise level {level} is outside of what this model was trained on, 0 to {max_level}")
+
+
 def _noised(
     schedule: NoiseSchedule, max_level: int, x: Tensor, level: int | Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
     """x (B, ...) under variance-preserving noise of its levels, and these, (B,) int64 on x's device."""
     levels = torch.as_tensor(level, device="cpu").expand(len(x))
-    for value in (int(levels.min()), int(levels.max())):
-        if not 0 <= value <= max_level:
-            raise ValueError(f"noise level {value} is outside of what this model was trained on, 0 to {max_level}")
+    check_level(int(levels.min()), max_level)
+    check_level(int(levels.max()), max_level)
     kept = schedule.alphas_cumprod[levels]  # (B,)
     noisy = per_image(kept.sqrt(), x) * x + per_image((1 - kept).sqrt(), x) * noise
     return noisy, levels.to(x.device)

@@ -41,7 +41,9 @@ class OpenCLIPImageEncoder(nn.Module):
             config = published_config(name)
             vision = {"image_size": image_size, "patch_size": patch_size, "head_width": 64} | config["vision_cfg"]
             if set(vision) != {"image_size", "patch_size", "head_width", "width", "layers"}:
-                raise ValueError(f"the image tower of {name!r} is not a plain CLIP transformer, which is all built here")
+                raise ValueError(
+                    f"the image tower of {name!r} is not a plain CLIP transformer, which is all built here"
+                )
             image_size, patch_size, width, layers = (vision[k] for k in ("image_size", "patch_size", "width", "layers"))
             heads, projection_dim = vision["width"] // vision["head_width"], config["embed_dim"]
             activation = "quick_gelu" if config.get("quick_gelu") else "gelu"

@@ -35,7 +35,7 @@ class LatentDiffusion(nn.Module):
     zero_unconditional: a prompt that is not given is zeros, which SDXL was trained on, and not the text "".
     framing_embedding: makes `y` of the pooled text and the picture's framing (SDXL).
     low_resolution: how the picture is made noisy that an upscaler enlarges; it becomes `concat` and `y`.
-    image_encoder, image_augmentation: of the picture that unCLIP varies, and how it becomes `y`; None in a file without.
+    image_encoder, image_augmentation: of the picture that unCLIP varies, and how it becomes `y`; None without them.
     """
 
     def __init__(
