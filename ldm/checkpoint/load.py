@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint import layouts
+from ldm.checkpoint import borrow, layouts
 from ldm.checkpoint.detect import FAMILIES, signature
 from ldm.checkpoint.diffusers_folder import read_any
 from ldm.checkpoint.fit import check_finite, check_fit, fill
@@ -62,10 +62,11 @@ def load(
         model = build(tree, source, expected=LatentDiffusion)
     assert isinstance(model, LatentDiffusion)
     _check_family(model, weights.tensors, path, source)
-    tensors = _renamed(weights, model, path, use_ema)
+    tensors = _renamed(weights, model, path, use_ema) | _borrowed(weights, path)
     for part, other in (("autoencoder", autoencoder), ("text_encoder", text_encoder)):
         if other is not None:
-            tensors = _with_part(tensors, part, _renamed(_read(Path(other), None), model, Path(other)))
+            file = weights_path(other)
+            tensors = _with_part(tensors, part, _renamed(_read(file, None), model, file))
     dtype = torch.float32 if dtype is None else dtype
     child_dtypes = {} if autoencoder_dtype is None else {"autoencoder": autoencoder_dtype}
     fill(model, tensors, path, source, dtype, child_dtypes)
@@ -91,10 +92,12 @@ def save(
     config: Mapping[str, Any],
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
+    borrows: Mapping[str, str] | None = None,
 ) -> None:
     """Write a .safetensors file that `load` reads without a config, atomically. `dtype` None keeps each tensor's own.
 
     Non-finite weights are refused, and so is a config that does not build this very model.
+    borrows: parts that are left out, to be taken from a shipped model: {"autoencoder": "scenes"}.
     """
     from safetensors.torch import save as to_bytes
 
@@ -106,8 +109,12 @@ def save(
     with on_meta():
         twin = build(config, "config", expected=type(model))
     check_fit(twin, tensors, Path(path), "the config to be stored with it")
+    borrows = borrows or {}
+    about = {**(metadata or {}), **borrow.note(tensors, borrows), "config": json.dumps(config)}
+    _borrowed(Weights({}, about), Path(path))  # refuses a part that is not what it borrows
+    own = {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] not in borrows}
     with atomic(Path(path)) as file:
-        file.write(to_bytes(tensors, metadata={**(metadata or {}), "config": json.dumps(config)}))
+        file.write(to_bytes(own, metadata=about))
 
 
 def weights_path(name_or_path: str | Path) -> Path:
@@ -128,6 +135,27 @@ def _renamed(weights: Weights, model: LatentDiffusion, path: Path, use_ema: bool
         return layouts.to_internal(weights.tensors, model, use_ema)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def _borrowed(weights: Weights, path: Path) -> dict[str, Tensor]:
+    """The tensors of parts that the file takes from shipped models, which are named and unchanged since."""
+    out: dict[str, Tensor] = {}
+    try:
+        borrowed = borrow.borrowed(weights.metadata)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    for part, (name, digest) in borrowed.items():
+        if name not in SHIPPED:
+            raise CheckpointError(
+                f"{path}: takes its {part} from {name!r}, which is no shipped model; use a whole file"
+            )
+        tensors = read(weights_path(name)).tensors
+        if borrow.digest(tensors, part) != digest:
+            raise CheckpointError(
+                f"{path}: takes its {part} from another {name} than the one here; use the ldm it fits"
+            )
+        out |= {key: tensor for key, tensor in tensors.items() if key.startswith(f"{part}.")}
+    return out
 
 
 def _with_part(tensors: Mapping[str, Tensor], part: str, others: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -35,7 +35,8 @@ def tiled(denoiser: ConditionalDenoise, size: int, overlap: int) -> ConditionalD
 def decoded(decode: Callable[[Tensor], Tensor], z: Tensor, size: int, overlap: int, factor: int) -> Tensor:
     """Pixels (B, 3, H, W) of a latent (B, C, h, w), tile by tile; `factor` is the autoencoder's."""
     _check(size, overlap)
-    return blended(lambda rows, columns: decode(z[..., rows, columns]), *z.shape[-2:], size, overlap, factor)
+    height, width = z.shape[-2:]
+    return blended(lambda rows, columns: decode(z[..., rows, columns]), height, width, size, overlap, factor)
 
 
 def blended(
@@ -51,8 +52,8 @@ def blended(
             part = answer(down, across)  # (B, C, rows, columns)
             if total is None:
                 total = part.new_zeros((*part.shape[:2], height * factor, width * factor))
-            place = (..., *(slice(side.start * factor, side.stop * factor) for side in (down, across)))
-            total[place] += part * torch.outer(rows, columns).to(part)
+            y, x = top * factor, left * factor
+            total[..., y : y + len(rows), x : x + len(columns)] += part * torch.outer(rows, columns).to(part)
     assert total is not None
     return total
 
