@@ -43,9 +43,10 @@ def upscale_factor(model: LatentDiffusion) -> int:
 
 
 def enlarged_size(model: LatentDiffusion, image: Image.Image) -> tuple[int, int]:
-    """(height, width) of what is drawn to enlarge a picture: its own, of whole latent pixels, times the factor."""
+    """(height, width) of what is drawn to enlarge a picture: its own, of four whole latent pixels or more, times the
+    factor."""
     factor, step = upscale_factor(model), model.autoencoder.downsample_factor
-    height, width = (math.ceil(side * factor / step) * step for side in (image.height, image.width))
+    height, width = (max(4, math.ceil(side * factor / step)) * step for side in (image.height, image.width))
     if height * width > images.MAX_PIXELS:
         raise ValueError(f"{width}x{height} would be more than {images.MAX_PIXELS:,} pixels; give a smaller picture")
     return height, width

@@ -250,8 +250,6 @@ class DiffusionExperiment:
         captions = [self.data.caption(i, random.Random(i)) for i in range(min(8, len(self.data)))]
         model = self.result(trained).eval()
         if self.hint is not None:
-            shown, drawn = zip(
-                *(self._example(model, self.hint, i, caption) for i, caption in enumerate(captions[:4])), strict=True
-            )
-            return grid([*shown, *drawn], columns=len(shown))
+            first = as_pixels(torch.stack([self.data.image(i) for i in range(min(4, len(self.data)))]))
+            return show_examples(model, self.hint, first.to(model.device), captions[:4])
         return grid([result.image for result in txt2img(model, captions, steps=20, batch_size=8)], columns=4)
