@@ -75,13 +75,13 @@ def test_the_factor_is_the_autoencoders_over_the_fold() -> None:
 
 
 def test_odd_sizes_are_reflected_at_the_edge(twice: LatentDiffusion) -> None:
-    image = picture(7, 6)
+    image = picture(15, 14)
     shown = hints.to_enlarge(twice, image, 20).noisy
-    assert shown is not None and shown.shape == (1, 3, 8, 8)
+    assert shown is not None and shown.shape == (1, 3, 16, 16)
     known = images.to_tensor(image)
-    torch.testing.assert_close(shown[..., :6, :7], known)
-    torch.testing.assert_close(shown[..., 6:, :7], known[..., [4, 3], :])
-    torch.testing.assert_close(shown[..., :6, 7], known[..., 5])
+    torch.testing.assert_close(shown[..., :14, :15], known)
+    torch.testing.assert_close(shown[..., 14:, :15], known[..., [12, 11], :])
+    torch.testing.assert_close(shown[..., :14, 15], known[..., 13])
 
 
 def test_the_picture_its_noise_and_the_seed_matter(twice: LatentDiffusion) -> None:

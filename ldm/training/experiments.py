@@ -31,7 +31,7 @@ from ldm.models.text_encoder import TextEncoder
 from ldm.modules.unet import UNet
 from ldm.pipeline import txt2img
 from ldm.training.grounding import Grounding
-from ldm.training.hinting import Hint
+from ldm.training.hinting import Hint, show_examples
 from ldm.training.loop import Recipe, seeded, shuffled
 from ldm.training.losses import autoencoder_loss, denoising_loss
 from ldm.training.parts import fill_part, fill_unet
