@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ldm.checkpoint.load import load, save
-    from ldm.pipeline import depth2img, img2img, inpaint, txt2img
+    from ldm.pipeline import depth2img, img2img, inpaint, txt2img, upscale, variations
 
-__all__ = ["depth2img", "img2img", "inpaint", "load", "save", "txt2img"]
+__all__ = ["depth2img", "img2img", "inpaint", "load", "save", "txt2img", "upscale", "variations"]
 
 _HOME = {
     "load": "ldm.checkpoint.load",
@@ -17,6 +17,8 @@ _HOME = {
     "img2img": "ldm.pipeline",
     "inpaint": "ldm.pipeline",
     "depth2img": "ldm.pipeline",
+    "upscale": "ldm.pipeline",
+    "variations": "ldm.pipeline",
 }
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ldm import images
 from ldm.hints import Hints, check_finite
@@ -19,6 +20,7 @@ from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.diffusion.guidance import guided, masked
 from ldm.models.diffusion.spacing import SPACINGS
 from ldm.models.diffusion.step import Denoise, Step
+from ldm.models.diffusion.tiles import decoded, tiled
 from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.noise import StepNoise, keyed_noise, starting_noise
@@ -84,7 +86,7 @@ def generate(
             latents = step.x
         assert latents is not None
         for index, item in enumerate(batch):  # one by one: less memory, and the first is saved while the others wait
-            pixels = model.decode(latents[index : index + 1])  # (1, 3, H, W)
+            pixels = _decode(model, latents[index : index + 1], hints)  # (1, 3, H, W)
             check_finite(pixels, f"the autoencoder's decoder of seed {item.seed}", pixels.dtype)
             (picture,) = images.to_images(pixels)
             yield Result(picture if hints.finish is None else hints.finish(picture), settings, batch, index)
@@ -119,18 +121,27 @@ def _denoise(model: LatentDiffusion, batch: Sequence[Item], settings: Settings, 
     cond, uncond = _shown(model, model.condition([item.prompt for item in batch], framing), batch, hints), None
     if settings.guidance_scale != 1:
         uncond = model.condition([item.negative_prompt for item in batch], framing, negative=True)
-        uncond = _shown(model, uncond, batch, hints)
-    denoise = guided(model.denoiser, cond, uncond, settings.guidance_scale)
+        uncond = _shown(model, uncond, batch, hints, negative=True)
+    denoiser = model.denoiser if hints.tiles is None else tiled(model.denoiser, *hints.tiles)
+    denoise = guided(denoiser, cond, uncond, settings.guidance_scale)
     return denoise if hints.mask is None or hints.z is None else masked(denoise, hints.z, hints.mask)
 
 
-def _shown(model: LatentDiffusion, cond: Conditioning, batch: Sequence[Item], hints: Hints) -> Conditioning:
+def _decode(model: LatentDiffusion, z: Tensor, hints: Hints) -> Tensor:
+    if hints.tiles is None:
+        return model.decode(z)
+    return decoded(model.decode, z, *hints.tiles, model.autoencoder.downsample_factor)
+
+
+def _shown(
+    model: LatentDiffusion, cond: Conditioning, batch: Sequence[Item], hints: Hints, negative: bool = False
+) -> Conditioning:
     """With the hints that go into the network itself."""
     if hints.concat is not None:
         cond = replace(cond, concat=hints.concat.expand(len(batch), -1, -1, -1))
     if hints.noisy is not None:
         noise = keyed_noise([item.seed for item in batch], hints.noisy.shape[1:], "noise on the hint")
-        cond = model.add_hint(cond, hints.noisy, hints.noise_level, noise.to(hints.noisy))
+        cond = model.add_hint(cond, hints.noisy, hints.noise_level, noise.to(hints.noisy), negative=negative)
     return cond
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from torch.nn import functional as F
 
 from ldm import images
 from ldm.masks import Canvas
+from ldm.models.framing import check_level
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.request import Settings
 
@@ -26,12 +28,80 @@ class Hints:
     concat: Tensor | None = None  # (1, C', h, w), shown to the network beside the latent
     noisy: Tensor | None = None  # shown to the network under noise of `noise_level`, each picture's own
     noise_level: int = 0
+    tiles: tuple[int, int] | None = None  # (size, overlap) in latent pixels, where the picture is drawn in tiles
     finish: Callable[[Image.Image], Image.Image] | None = None  # the last touch on a decoded picture
 
 
 def from_picture(model: LatentDiffusion, image: Image.Image, settings: Settings) -> Hints:
     """To begin from a picture, fitted to the settings' size."""
     return Hints(z=encode(model, images.fit(image, settings.width, settings.height)))
+
+
+def upscale_factor(model: LatentDiffusion) -> int:
+    """How many pixels an upscaler makes of one, along each side. ValueError for another model."""
+    if model.low_resolution is None:
+        raise ValueError("this model is no upscaler; take one that is, such as the SD x4 upscaler")
+    return model.autoencoder.downsample_factor // model.low_resolution.fold
+
+
+def enlarged_size(model: LatentDiffusion, image: Image.Image) -> tuple[int, int]:
+    """(height, width) of what is drawn to enlarge a picture: its own, of four whole latent pixels or more, times the
+    factor."""
+    factor, step = upscale_factor(model), model.autoencoder.downsample_factor
+    height, width = (max(4, math.ceil(side * factor / step)) * step for side in (image.height, image.width))
+    if height * width > images.MAX_PIXELS:
+        raise ValueError(f"{width}x{height} would be more than {images.MAX_PIXELS:,} pixels; give a smaller picture")
+    return height, width
+
+
+def to_enlarge(
+    model: LatentDiffusion, image: Image.Image, noise_level: int, tile: int | None = None, overlap: int | None = None
+) -> Hints:
+    """For an upscaler: drawn in `enlarged_size`, `finish` cuts off what was not in the picture.
+
+    tile, overlap: side of the tiles that a larger picture is drawn in, and what neighbours share, in pixels of the
+    result. None is the size that the model was trained at, and a quarter of the tile; tile 0 draws it whole.
+    """
+    factor, (height, width) = upscale_factor(model), enlarged_size(model, image)
+    assert model.low_resolution is not None
+    check_level(noise_level, model.low_resolution.max_level)
+    missing = ((0, height // factor - image.height), (0, width // factor - image.width), (0, 0))
+    whole = Image.fromarray(np.pad(np.array(image), missing, mode="reflect"))
+    cut = (0, 0, image.width * factor, image.height * factor)
+    return Hints(
+        noisy=images.to_tensor(whole).to(model.device),  # (1, 3, H, W)
+        noise_level=noise_level,
+        tiles=_tiles(model, model.image_size if tile is None else tile, overlap),
+        finish=None if whole.size == image.size else lambda picture: picture.crop(cut),
+    )
+
+
+def _tiles(model: LatentDiffusion, tile: int, overlap: int | None) -> tuple[int, int] | None:
+    """(size, overlap) in latent pixels, of both in pixels."""
+    if tile == 0:
+        return None
+    step = model.autoencoder.downsample_factor
+    overlap = tile // step // 4 * step if overlap is None else overlap
+    if tile < 0 or tile % step or overlap % step or not 0 <= overlap < tile:
+        raise ValueError(f"tile {tile} with overlap {overlap}: give multiples of {step}, and a tile above its overlap")
+    return tile // step, overlap // step
+
+
+@torch.inference_mode()
+def to_vary(model: LatentDiffusion, image: Image.Image, noise_level: int) -> Hints:
+    """For unCLIP: the picture's CLIP embedding, noised to `noise_level` as each variation is drawn."""
+    if model.image_encoder is None or model.image_augmentation is None:
+        if getattr(model.unet, "y_dim", None) is not None and model.framing_embedding is None:
+            raise ValueError(
+                "this model's file holds no image tower, which variations need; "
+                "load the complete original file, which has it under embedder.model.visual"
+            )
+        raise ValueError("this model does not vary pictures; take one that does, such as SD 2.1 unCLIP")
+    check_level(noise_level, model.image_augmentation.max_level)
+    pixels = model.image_encoder.preprocess(image)  # (1, 3, S, S)
+    embedding = model.image_encoder(pixels.to(next(model.image_encoder.parameters()))).float()  # (1, width)
+    check_finite(embedding, "the image tower", embedding.dtype)
+    return Hints(noisy=embedding, noise_level=noise_level)
 
 
 @torch.inference_mode()

@@ -112,6 +112,44 @@ def depth2img(
     return generate(model, items, settings, hints.from_depth(model, map_, settings, image), **_loop(options))
 
 
+def upscale(
+    model: LatentDiffusion,
+    prompt: str | Sequence[str],
+    image: Picture,
+    *,
+    noise_level: int = 20,
+    tile: int | None = None,
+    overlap: int | None = None,
+    **options: Unpack[Options],
+) -> Iterator[Result]:
+    """A picture of any size, enlarged by an upscaler: by its factor, exactly (Rombach et al. 2022, section 4.4).
+
+    noise_level: noise on the picture before the model sees it; more leaves more to be invented. tile, overlap: see
+    `hints.to_enlarge`. height and width follow the picture and cannot be given.
+    """
+    if options.get("height") is not None or options.get("width") is not None:
+        raise ValueError("an upscaler draws the picture's size times its factor; leave height and width out")
+    picture = _picture(image)
+    height, width = hints.enlarged_size(model, picture)
+    options = {**options, "height": height, "width": width}
+    shown = hints.to_enlarge(model, picture, noise_level, tile, overlap)
+    return generate(model, _items(prompt, options), _settings(model, options), shown, **_loop(options))
+
+
+def variations(
+    model: LatentDiffusion,
+    image: Picture,
+    prompt: str | Sequence[str] = "",
+    *,
+    noise_level: int = 0,
+    **options: Unpack[Options],
+) -> Iterator[Result]:
+    """Pictures that mean what a picture means, and what the prompt adds, by unCLIP (Ramesh et al. 2022,
+    arXiv:2204.06125). noise_level: noise on its CLIP embedding; more lets them stray further."""
+    shown = hints.to_vary(model, _picture(image), noise_level)
+    return generate(model, _items(prompt, options), _settings(model, options), shown, **_loop(options))
+
+
 def _picture(picture: Picture) -> Image.Image:
     return images.to_rgb(picture) if isinstance(picture, Image.Image) else images.load_image(picture)
 

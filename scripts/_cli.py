@@ -27,7 +27,14 @@ DEFAULTS: dict[str, Any] = {
     "outdir": "outputs",
 }
 WITH_REPRODUCE = {"model", "config", "plugin", "device", *PICTURES, "outdir", "debug", "reproduce"}
-REQUIRED = {"img2img": ("init_img",), "inpaint": ("init_img",), "depth2img": ("depth",)}
+REQUIRED = {
+    "img2img": ("init_img",),
+    "inpaint": ("init_img",),
+    "depth2img": ("depth",),
+    "upscale": ("init_img",),
+    "variations": ("init_img",),
+}
+PROMPTLESS = ("upscale", "variations")  # which may go without a prompt
 NEEDED = {
     "init_img": "name the picture to begin from",
     "depth": "name a picture of the depth, brighter is nearer; no network here measures it",
@@ -88,12 +95,16 @@ def _dashed(word: str) -> str:
 
 def _check(options: argparse.Namespace) -> None:
     """What two options, or an option and a file, must fulfil together; draws the seed; reads the prompts."""
+    if options.command in PROMPTLESS and options.prompt is None and options.from_file is None:
+        options.prompt = ""
     if (options.prompt is None) == (options.from_file is None):
         both = ", not both" if options.prompt is not None else ""
         raise Usage(f'give --prompt "what to draw", or --from-file with a prompt a line{both}')
     for name in REQUIRED.get(options.command, ()):
         if getattr(options, name) is None:
             raise Usage(f"--{name.replace('_', '-')}: {NEEDED[name]}")
+    if options.command == "upscale" and (options.H is not None or options.W is not None):
+        raise Usage("--H and --W: an upscaler draws the picture's size times its factor; leave them out")
     if options.save_intermediates and options.skip_save:
         raise Usage("--save-intermediates has nowhere to write with --skip-save; leave one out")
     one = options.from_file is None

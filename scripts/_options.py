@@ -27,6 +27,8 @@ OWN_DEFAULTS: dict[str, dict[str, Any]] = {  # what one command alone has, besid
     "img2img": {"strength": 0.75},
     "inpaint": {"strength": 1.0, "mask_blur": 0, "outpaint": (0, 0, 0, 0), "fit_mask": False},
     "depth2img": {"strength": 0.8},
+    "upscale": {"noise_level": 20, "tile": None},
+    "variations": {"noise_level": 0},
 }
 
 
@@ -137,7 +139,20 @@ def _commands() -> dict[str, tuple[str, tuple[Option, ...]]]:
                 _defaulted(strength, "depth2img"),
             ),
         ),
+        "upscale": ("Enlarge a picture with an upscaler.", _enlarging()),
+        "variations": ("Draw variations of a picture with an unCLIP model.", _varying()),
     }
+
+
+def _enlarging() -> tuple[Option, ...]:
+    noise = ("--noise-level", whole(0, 999), "N", "noise on the picture first; more leaves more to be invented")
+    tile = "--tile", whole(0, MAX_SIDE), "PX", "draw in tiles of this side (as the model was trained; 0 draws it whole)"
+    return ("--init-img", str, "FILE", "the picture to enlarge"), _defaulted(noise, "upscale"), tile
+
+
+def _varying() -> tuple[Option, ...]:
+    noise = ("--noise-level", whole(0, 999), "N", "noise on its embedding; more lets pictures stray further")
+    return ("--init-img", str, "FILE", "the picture to vary"), _defaulted(noise, "variations")
 
 
 def _defaulted(option: Option, command: str) -> Option:

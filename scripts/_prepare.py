@@ -63,7 +63,25 @@ def _depth2img(options: argparse.Namespace, model: LatentDiffusion, pictures: Pi
     return settings, hints.from_depth(model, depth, settings, image)
 
 
-COMMANDS = {"txt2img": _txt2img, "img2img": _img2img, "inpaint": _inpaint, "depth2img": _depth2img}
+def _upscale(options: argparse.Namespace, model: LatentDiffusion, pictures: Pictures) -> tuple[Settings, Hints]:
+    image = pictures["init_img"]
+    settings = _settings(options, model, *hints.enlarged_size(model, image))
+    return settings, hints.to_enlarge(model, image, options.noise_level, options.tile)
+
+
+def _variations(options: argparse.Namespace, model: LatentDiffusion, pictures: Pictures) -> tuple[Settings, Hints]:
+    shown = hints.to_vary(model, pictures["init_img"], options.noise_level)
+    return _settings(options, model, options.H, options.W), shown
+
+
+COMMANDS = {
+    "txt2img": _txt2img,
+    "img2img": _img2img,
+    "inpaint": _inpaint,
+    "depth2img": _depth2img,
+    "upscale": _upscale,
+    "variations": _variations,
+}
 
 READERS: dict[tuple[str, str], Callable[[str], Image.Image]] = {  # of pictures that are more, or less, than RGB
     ("inpaint", "init_img"): masks.load_picture,

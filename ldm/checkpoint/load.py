@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint import layouts
+from ldm.checkpoint import borrow, layouts
 from ldm.checkpoint.detect import FAMILIES, signature
 from ldm.checkpoint.diffusers_folder import read_any
 from ldm.checkpoint.fit import check_fit, fill, stored
@@ -87,16 +87,15 @@ def skeleton(
 ) -> Skeleton:
     """What `load` fills. others: where to take a part from, by the part's name; the rest as in `load`."""
     weights = _read(path, variant)
-    parts = {
-        part: (Path(other), _read(Path(other), None)) for part, other in (others or {}).items() if other is not None
-    }
+    named = {part: weights_path(other) for part, other in (others or {}).items() if other is not None}
+    parts = {part: (other, _read(other, None)) for part, other in named.items()}
     tree, source = find_config(weights, path, config, parameterization)
     tree = _with_cut_tower(tree, parts["text_encoder"][1] if "text_encoder" in parts else weights, source)
     with on_meta():
         model = build(tree, source, expected=LatentDiffusion)
     assert isinstance(model, LatentDiffusion)
     _check_family(model, weights.tensors, path, source)
-    tensors = _renamed(weights, model, path, use_ema)
+    tensors = _renamed(weights, model, path, use_ema) | _borrowed(weights, path)
     for part, (other, contents) in parts.items():
         tensors = _with_part(tensors, part, _renamed(contents, model, other))
     return Skeleton(model, tensors, tree, source, weights.tensors.get("scale_factor"))
@@ -121,10 +120,12 @@ def save(
     config: Mapping[str, Any],
     dtype: torch.dtype | None = None,
     metadata: Mapping[str, str] | None = None,
+    borrows: Mapping[str, str] | None = None,
 ) -> None:
     """Write a .safetensors file that `load` reads without a config, atomically. `dtype` None keeps each tensor's own.
 
     Non-finite weights are refused, and so is a config that does not build this very model.
+    borrows: parts that are left out, to be taken from a shipped model: {"autoencoder": "scenes"}.
     """
     from safetensors.torch import save as to_bytes
 
@@ -132,8 +133,12 @@ def save(
     with on_meta():
         twin = build(config, "config", expected=type(model))
     check_fit(twin, tensors, Path(path), "the config to be stored with it")
+    borrows = borrows or {}
+    about = {**(metadata or {}), **borrow.note(tensors, borrows), "config": json.dumps(config)}
+    _borrowed(Weights({}, about), Path(path))  # refuses a part that is not what it borrows
+    own = {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] not in borrows}
     with atomic(Path(path)) as file:
-        file.write(to_bytes(tensors, metadata={**(metadata or {}), "config": json.dumps(config)}))
+        file.write(to_bytes(own, metadata=about))
 
 
 def weights_path(name_or_path: str | Path) -> Path:
@@ -154,6 +159,27 @@ def _renamed(weights: Weights, model: LatentDiffusion, path: Path, use_ema: bool
         return layouts.to_internal(weights.tensors, model, use_ema)
     except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from error
+
+
+def _borrowed(weights: Weights, path: Path) -> dict[str, Tensor]:
+    """The tensors of parts that the file takes from shipped models, which are named and unchanged since."""
+    out: dict[str, Tensor] = {}
+    try:
+        borrowed = borrow.borrowed(weights.metadata)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    for part, (name, digest) in borrowed.items():
+        if name not in SHIPPED:
+            raise CheckpointError(
+                f"{path}: takes its {part} from {name!r}, which is no shipped model; use a whole file"
+            )
+        tensors = read(weights_path(name)).tensors
+        if borrow.digest(tensors, part) != digest:
+            raise CheckpointError(
+                f"{path}: takes its {part} from another {name} than the one here; use the ldm it fits"
+            )
+        out |= {key: tensor for key, tensor in tensors.items() if key.startswith(f"{part}.")}
+    return out
 
 
 def _with_part(tensors: Mapping[str, Tensor], part: str, others: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -192,7 +218,7 @@ def find_config(
         tree, source = _config_tree(name)
     if parameterization is not None:
         tree = {**tree, "params": {**tree.get("params", {}), "parameterization": parameterization}}
-    return _with_measured_scale(tree, weights), source
+    return without_absent_tower(_with_measured_scale(tree, weights), weights.tensors), source
 
 
 def _with_measured_scale(tree: Mapping[str, Any], weights: Weights) -> Mapping[str, Any]:
@@ -219,6 +245,18 @@ def _with_cut_tower(tree: Mapping[str, Any], weights: Weights, source: str) -> M
         return tree
     cut = {**node, "params": {**params, "layers": found, "layer": "last"}}
     return {**tree, "params": {**tree["params"], "text_encoder": cut}}
+
+
+def without_absent_tower(tree: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Mapping[str, Any]:
+    """unCLIP without the image tower, where the file has none: it lacks what `variations` needs and nothing else."""
+    if "image_encoder" not in tree.get("params", {}) or any(
+        name.startswith(("image_encoder.", "embedder.model.visual.")) for name in tensors
+    ):
+        return tree
+    return {
+        **tree,
+        "params": {k: v for k, v in tree["params"].items() if k not in ("image_encoder", "image_augmentation")},
+    }
 
 
 def _family_config(weights: Weights, path: Path, parameterization: str | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 from ldm.checkpoint import bert_keys, keys, text_keys
@@ -19,7 +20,11 @@ NOT_LOADED = (
     "first_stage_model.loss.",  # what only trained the autoencoder
     "low_scale_model.",  # constants of a noise schedule
     "depth_model.",  # the network that measures depth, which is no part of the diffusion
+    "embedder.",  # what is not the image tower of it: the text tower's remains
+    "noise_augmentor.",  # constants of a noise schedule
 )
+IMAGE_TOWER = "embedder.model.visual."
+STATISTICS = {f"noise_augmentor.{name}": f"image_augmentation.{name}" for name in ("data_mean", "data_std")}
 
 
 def is_original(names: Iterable[str]) -> bool:
@@ -53,7 +58,7 @@ def to_internal(tensors: Mapping[str, Tensor], model: LatentDiffusion) -> dict[s
     Names without a dot are constants of the noise schedule, which the config tells; they are dropped.
     """
     parts: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in (*PREFIXES.values(), *SDXL_TOWERS)}
-    out: dict[str, Tensor] = {}
+    out = _image_parts(tensors, model)
     for name, tensor in tensors.items():
         prefix = next((prefix for prefix in parts if name.startswith(prefix)), None)
         if name.startswith(NOT_LOADED) or "." not in name:
@@ -71,6 +76,22 @@ def to_internal(tensors: Mapping[str, Tensor], model: LatentDiffusion) -> dict[s
     return out | {f"{part}.{name}": tensor for part, names in renamed.items() for name, tensor in names.items()}
 
 
+def _image_parts(tensors: Mapping[str, Tensor], model: LatentDiffusion) -> dict[str, Tensor]:
+    """Of unCLIP, where the model has them: the image tower, and the embeddings' statistics, which are 0 and 1 in
+    families that measured none."""
+    if model.image_encoder is None or model.image_augmentation is None:
+        return {}
+    out = {
+        f"image_encoder.tower.{k.removeprefix(IMAGE_TOWER)}": v for k, v in tensors.items() if k.startswith(IMAGE_TOWER)
+    }
+    out |= {ours: tensors[theirs] for theirs, ours in STATISTICS.items() if theirs in tensors}
+    if not model.image_augmentation.measured:
+        width = model.image_augmentation.width
+        none = (torch.zeros(1, width), torch.ones(1, width))
+        out = dict(zip(STATISTICS.values(), none, strict=True)) | out
+    return out
+
+
 def to_original(model: LatentDiffusion) -> dict[str, Tensor]:
     """The inverse: every weight of a model under the name it has in the published file of its family.
 
@@ -82,7 +103,7 @@ def to_original(model: LatentDiffusion) -> dict[str, Tensor]:
         "autoencoder": keys.to_original(model.autoencoder.state_dict(), model.autoencoder),
     }
     named = {f"{PREFIXES[part]}{name}": tensor for part, names in renamed.items() for name, tensor in names.items()}
-    return named | _original_text(model.text_encoder)
+    return named | _original_text(model.text_encoder) | _original_image_parts(model)
 
 
 def _original_text(encoder: TextEncoder) -> dict[str, Tensor]:
@@ -103,3 +124,10 @@ def _original_tower(encoder: OpenCLIPTextEncoder, prefix: str) -> dict[str, Tens
     if encoder.pad_id == END:
         return {f"{prefix}transformer.{k}": v for k, v in text_keys.to_hugging_face(tensors).items()}
     return {f"{prefix}model.{k}": v for k, v in tensors.items()}
+
+
+def _original_image_parts(model: LatentDiffusion) -> dict[str, Tensor]:
+    if model.image_encoder is None or model.image_augmentation is None:
+        return {}
+    tower = {f"{IMAGE_TOWER}{k}": v for k, v in model.image_encoder.tower.state_dict().items()}
+    return tower | {f"noise_augmentor.{k}": v for k, v in model.image_augmentation.state_dict().items()}

@@ -14,7 +14,14 @@ from ldm.models import bert as _bert  # noqa: F401  (registers what a config may
 from ldm.models.autoencoder import Autoencoder, Gaussian
 from ldm.models.diffusion.denoiser import Conditioning, Denoiser
 from ldm.models.diffusion.schedule import NoiseSchedule
-from ldm.models.framing import NEGATIVE_AESTHETIC, Framing, FramingEmbedding, NoiseAugmentation
+from ldm.models.framing import (
+    NEGATIVE_AESTHETIC,
+    EmbeddingAugmentation,
+    Framing,
+    FramingEmbedding,
+    NoiseAugmentation,
+)
+from ldm.models.image_encoder import OpenCLIPImageEncoder
 from ldm.models.text_encoder import TextEncoder
 from ldm.modules import unet as _unet  # noqa: F401  (registers the networks a config may name)
 
@@ -30,6 +37,7 @@ class LatentDiffusion(nn.Module):
     framing_embedding: makes `y` of the pooled text and the picture's framing (SDXL).
     clip_x0: as in `Denoiser`, for models in pixel space.
     low_resolution: how the picture is made noisy that an upscaler enlarges; it becomes `concat` and `y`.
+    image_encoder, image_augmentation: of the picture that unCLIP varies, and how it becomes `y`; None without them.
     """
 
     def __init__(
@@ -45,6 +53,8 @@ class LatentDiffusion(nn.Module):
         framing_embedding: FramingEmbedding | None = None,
         low_resolution: NoiseAugmentation | None = None,
         clip_x0: bool = False,
+        image_encoder: OpenCLIPImageEncoder | None = None,
+        image_augmentation: EmbeddingAugmentation | None = None,
     ) -> None:
         super().__init__()
         self.unet, self.autoencoder, self.text_encoder = unet, autoencoder, text_encoder
@@ -52,6 +62,7 @@ class LatentDiffusion(nn.Module):
         self.image_size, self.guidance_scale = image_size, guidance_scale
         self.zero_unconditional = zero_unconditional
         self.framing_embedding, self.low_resolution = framing_embedding, low_resolution
+        self.image_encoder, self.image_augmentation = image_encoder, image_augmentation
         self.denoiser = Denoiser(unet, schedule, parameterization, clip_x0)
 
     @property
@@ -100,12 +111,19 @@ class LatentDiffusion(nn.Module):
             framing = replace(framing, aesthetic_score=NEGATIVE_AESTHETIC)
         return Conditioning(states, y=self.framing_embedding(pooled, framing))
 
-    def add_hint(self, cond: Conditioning, hint: Tensor, level: int, noise: Tensor) -> Conditioning:
-        """With what the network is shown under noise: hint (1, …), noise (B, …) of its shape, level a timestep."""
-        if self.low_resolution is None:
-            raise ValueError("this model is shown nothing under noise; an upscaler is")
-        concat, y = self.low_resolution(hint.expand_as(noise), level, noise)
-        return replace(cond, concat=concat, y=y)
+    def add_hint(
+        self, cond: Conditioning, hint: Tensor, level: int | Tensor, noise: Tensor, *, negative: bool = False
+    ) -> Conditioning:
+        """With what the network is shown under noise: hint (1, …), noise (B, …) of its shape, level a timestep.
+
+        negative: this is what guidance leads away from, which for an embedding is zeros and for a picture the same.
+        """
+        augmentation = self.low_resolution or self.image_augmentation
+        if augmentation is None:
+            raise ValueError("this model is shown nothing under noise; an upscaler and unCLIP are")
+        concat, y = augmentation(hint.expand_as(noise), level, noise)
+        away = negative and self.low_resolution is None
+        return replace(cond, concat=concat, y=torch.zeros_like(y) if away else y)
 
     def encode(self, image: Tensor) -> Gaussian | Tensor:
         """image (B, 3, H, W) in [-1, 1] -> scaled latents (B, C, h, w): their distribution, or a VQModel's tensor."""

@@ -87,7 +87,7 @@ class OpenCLIPTextEncoder(TextEncoder):
             raise ValueError("a text tower needs width, heads and layers, or the name of one of open_clip's")
         if vocab_size <= END:
             raise ValueError(f"vocab_size {vocab_size} is too small for CLIP's vocabulary: use {END + 1} or more")
-        open_clip = _open_clip("transformer")
+        open_clip = open_clip_file("transformer")
         self.tower = open_clip.TextTransformer(
             context_length=context_length,
             vocab_size=vocab_size,
@@ -225,7 +225,7 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 @lru_cache(maxsize=1)
 def _tokenizer() -> Any:
-    open_clip = _open_clip("tokenizer")
+    open_clip = open_clip_file("tokenizer")
     tokenizer = open_clip.SimpleTokenizer()
     start, _, words = tokenizer.pat.pattern.partition("<end_of_text>|")
     assert start == "<start_of_text>|", "open_clip's tokenizer has changed: its special tokens could be typed by a user"
@@ -238,18 +238,24 @@ def _tokenizer() -> Any:
 
 def _published_tower(name: str) -> tuple[int, int, int, Literal["gelu", "quick_gelu"]]:
     """(width, heads, layers, activation) from open_clip's own table; ValueError for an unknown or unusual tower."""
-    folder = _package_folder() / "model_configs"
-    path = folder / f"{name}.json"
-    if path.parent != folder or not path.is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("ViT-*.json") if "-14" in p.stem and len(p.stem) < 20))
-        raise ValueError(f"open_clip has no text tower {name!r}; among those it has: {known}")
-    config = json.loads(path.read_text())
+    config = published_config(name)
     text = {"context_length": 77, "vocab_size": END + 1} | config["text_cfg"]
     if set(text) != {"context_length", "vocab_size", "width", "heads", "layers"} or text["vocab_size"] != END + 1:
         raise ValueError(
             f"the text tower of {name!r} is not a plain CLIP transformer ({text}), which is all that is built here"
         )
     return text["width"], text["heads"], text["layers"], "quick_gelu" if config.get("quick_gelu") else "gelu"
+
+
+def published_config(name: str) -> dict[str, Any]:
+    """What open_clip's own table says of a pair of towers; ValueError for an unknown one."""
+    folder = _package_folder() / "model_configs"
+    path = folder / f"{name}.json"
+    if path.parent != folder or not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("ViT-*.json") if "-14" in p.stem and len(p.stem) < 20))
+        raise ValueError(f"open_clip has no text tower {name!r}; among those it has: {known}")
+    config: dict[str, Any] = json.loads(path.read_text())
+    return config
 
 
 def _package_folder() -> Path:
@@ -260,10 +266,10 @@ def _package_folder() -> Path:
 
 
 @lru_cache
-def _open_clip(name: Literal["transformer", "tokenizer"]) -> Any:
+def open_clip_file(name: Literal["transformer", "tokenizer"]) -> Any:
     """One file of open_clip, without the package around it.
 
-    `import open_clip` takes two to four seconds, for torchvision, timm, transformers and a hub client that a text tower
+    `import open_clip` takes two to four seconds, for torchvision, timm, transformers and a hub client that a tower
     never touches; the two files alone take 0.3 s. They are loaded under a name of our own, so that a later
     `import open_clip` finds nothing unusual. Should they one day need more, the whole package is imported.
     """
@@ -271,7 +277,7 @@ def _open_clip(name: Literal["transformer", "tokenizer"]) -> Any:
     if alias not in sys.modules:
         package, vision_helpers = ModuleType(alias), ModuleType(f"{alias}.utils")
         package.__path__ = [str(_package_folder())]
-        vision_helpers.__dict__.update(to_2tuple=None, feature_take_indices=None)  # never called by a text tower
+        vision_helpers.__dict__.update(to_2tuple=lambda side: (side, side), feature_take_indices=None)
         sys.modules[alias], sys.modules[f"{alias}.utils"] = package, vision_helpers
     try:
         return importlib.import_module(f"{alias}.{name}")

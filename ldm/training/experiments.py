@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from ldm.checkpoint.load import fill, weights_path
+from ldm.checkpoint.load import SHIPPED
 from ldm.checkpoint.read import read
 from ldm.config import register
 from ldm.data.datasets import Dataset, Scenes, as_pixels
@@ -31,8 +31,10 @@ from ldm.models.text_encoder import TextEncoder
 from ldm.modules.unet import UNet
 from ldm.pipeline import txt2img
 from ldm.training.grounding import Grounding
+from ldm.training.hinting import Hint, show_examples
 from ldm.training.loop import Recipe, seeded, shuffled
 from ldm.training.losses import autoencoder_loss, denoising_loss
+from ldm.training.parts import fill_part, fill_unet
 
 Batch = Any
 
@@ -81,7 +83,7 @@ class AutoencoderExperiment:
         if crop % model.downsample_factor:
             raise ValueError(f"crop {crop} is not a multiple of {model.downsample_factor}, as this autoencoder needs")
         if start is not None:
-            fill(model, read(weights_path(start)).tensors, weights_path(start), "this experiment")
+            fill_part(model, start)
         for part in (model.encoder, model.quant_conv):
             part.requires_grad_(train_encoder)
         self.trained, self.data, self.recipe, self.crop, self.tries = model, data, recipe, crop, tries
@@ -135,15 +137,18 @@ class Captioned(NamedTuple):
     z: Tensor  # (B, C, h, w)
     tokens: Tensor  # (B, L)
     scenes: Sequence[Scene]  # what was drawn, where the data knows it
+    pictures: Tensor | None = None  # (B, 3, H, W) in [-1, 1], where a hint is made of them
 
 
 @register("DiffusionExperiment")
 class DiffusionExperiment:
     """A denoiser of latents, and the text tower that conditions it, on a frozen autoencoder.
 
-    start: a model (its name or file) to go on from. autoencoder, text_encoder: files of parts already trained. Each
-    brings its own config, which replaces that of `model` or its part. caption_dropout: share of empty captions,
+    start: a model (its name or file) to go on from. autoencoder, text_encoder: files of parts already trained, or of
+    models that hold them. Each brings its own config, which replaces that of `model` or its part. unet: the file of a
+    model whose UNet to begin with, which may be shown less than this one. caption_dropout: share of empty captions,
     for classifier-free guidance. train_text: move the tower too. grounding: weight of `Grounding`, for Scenes only.
+    hint: what the denoiser is shown besides. borrow: leave parts that a shipped model has out of the result's file.
     """
 
     def __init__(
@@ -154,17 +159,27 @@ class DiffusionExperiment:
         start: str | None = None,
         autoencoder: str | None = None,
         text_encoder: str | None = None,
+        unet: str | None = None,
         caption_dropout: float = 0.1,
         train_text: bool = True,
         grounding: float = 0.0,
+        hint: Hint | None = None,
+        borrow: bool = False,
     ) -> None:
         if grounding and not isinstance(data, Scenes):
             raise ValueError(f"grounding {grounding} needs data that knows what it shows: use Scenes, or grounding 0")
         self.model, self.data, self.recipe = model, data, recipe
         self.caption_dropout, self.grounding = caption_dropout, grounding
-        for part, file in ((model, start), (model.autoencoder, autoencoder), (model.text_encoder, text_encoder)):
+        self.hint = hint
+        if start is not None:
+            fill_part(model, start)
+        if unet is not None:
+            fill_unet(model.unet, unet)
+        for part, file in (("autoencoder", autoencoder), ("text_encoder", text_encoder)):
             if file is not None:
-                fill(part, read(weights_path(file)).tensors, weights_path(file), "this experiment")
+                fill_part(getattr(model, part), file, part)
+        frozen = {"autoencoder": autoencoder, "text_encoder": None if train_text else text_encoder}
+        self.borrows = {part: file for part, file in frozen.items() if borrow and file in SHIPPED}
         model.autoencoder.requires_grad_(False)
         model.text_encoder.requires_grad_(train_text)
         parts: dict[str, nn.Module] = {"unet": model.unet, "text_encoder": model.text_encoder}
@@ -202,11 +217,14 @@ class DiffusionExperiment:
         chosen, rng = self.indices(step), random.Random(f"captions {self.recipe.seed} {step}")
         captions = ["" if rng.random() < self.caption_dropout else self.data.caption(i, rng) for i in chosen]
         scenes = [self.data.scenes[i] for i in chosen] if isinstance(self.data, Scenes) else []
-        return Captioned(self.latents[chosen].float(), self.model.text_encoder.tokenize(captions), scenes)
+        pictures = as_pixels(torch.stack([self.data.image(i) for i in chosen])) if self.hint is not None else None
+        return Captioned(self.latents[chosen].float(), self.model.text_encoder.tokenize(captions), scenes, pictures)
 
     def loss(self, batch: Captioned, generator: torch.Generator) -> Tensor:
         model, device = self.model, self.model.device
         cond = Conditioning(model.text_encoder(batch.tokens.to(device)).states)
+        if self.hint is not None and batch.pictures is not None:
+            cond = self.hint(model, cond, batch.pictures.to(device), generator)
         loss = denoising_loss(model.denoiser, batch.z.to(device), cond, generator)
         grounding = self.trained["grounding"] if self.grounding else None
         return loss + self.grounding * grounding.loss(batch.scenes) if isinstance(grounding, Grounding) else loss
@@ -222,10 +240,16 @@ class DiffusionExperiment:
             old.parameterization,
             old.image_size,
             old.guidance_scale,
+            old.zero_unconditional,
+            old.framing_embedding,
+            old.low_resolution,
         )
 
     def preview(self, trained: nn.ModuleDict) -> Image.Image:
-        """Eight pictures for captions of the data."""
+        """Eight pictures for captions of the data; with a hint four, below what the model is shown."""
         captions = [self.data.caption(i, random.Random(i)) for i in range(min(8, len(self.data)))]
         model = self.result(trained).eval()
+        if self.hint is not None:
+            first = as_pixels(torch.stack([self.data.image(i) for i in range(min(4, len(self.data)))]))
+            return show_examples(model, self.hint, first.to(model.device), captions[:4])
         return grid([result.image for result in txt2img(model, captions, steps=20, batch_size=8)], columns=4)

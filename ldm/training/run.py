@@ -14,16 +14,17 @@ import torch
 
 from ldm.checkpoint.load import save, weights_path
 from ldm.checkpoint.read import read
-from ldm.config import build, load_config, parse_config
+from ldm.config import build, load_config
 from ldm.files import atomic
 from ldm.png import write_png
 from ldm.training import experiments
 from ldm.training import scene_experiments as _scene_experiments  # noqa: F401  (registers what a recipe may name)
 from ldm.training.loop import LOSSES, Trainer, Update
+from ldm.training.parts import carried_config
 
 Tree = dict[str, Any]
 WEIGHTS = "model.safetensors"
-PARTS = ("start", "autoencoder", "text_encoder")  # params of a recipe that name files of weights
+PARTS = ("start", "unet", "autoencoder", "text_encoder")  # params of a recipe that name files of weights
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,10 @@ class Run:
         for name in ("scaling_factor", "shift_factor"):
             if hasattr(module, name):
                 tree.setdefault("params", {})[name] = getattr(module, name)
-        save(module, self.folder / WEIGHTS, config=tree, dtype=dtype, metadata=self._provenance(commit))
+        borrows = getattr(self.experiment, "borrows", {})
+        save(
+            module, self.folder / WEIGHTS, config=tree, dtype=dtype, metadata=self._provenance(commit), borrows=borrows
+        )
         return self.folder / WEIGHTS
 
     def _provenance(self, commit: str) -> dict[str, str]:
@@ -105,19 +109,11 @@ def read_recipe(path: str | Path, overrides: Mapping[str, Any] | None = None) ->
     if isinstance(params["model"], str):
         params["model"] = load_config(params["model"])
     if isinstance(params.get("start"), str):
-        params["model"] = _carried(params["start"])
+        params["model"] = carried_config(params["start"])
     for part in ("autoencoder", "text_encoder"):
         if isinstance(params.get(part), str):
-            params["model"]["params"][part] = _carried(params[part])
+            params["model"]["params"][part] = carried_config(params[part], part)
     return tree
-
-
-def _carried(file: str) -> Tree:
-    """The config that came with a file of weights."""
-    config = read(weights_path(file)).metadata.get("config")
-    if config is None:
-        raise ValueError(f"{file} carries no config; use a file written by this code's training or converting")
-    return parse_config(config, f"{file} (its config)")
 
 
 def plot_losses(table: Path, picture: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from ldm.config import ConfigError, build
 from ldm.models.diffusion.schedule import NoiseSchedule
-from ldm.models.framing import Framing, FramingEmbedding, NoiseAugmentation
+from ldm.models.framing import EmbeddingAugmentation, Framing, FramingEmbedding, NoiseAugmentation
 
 
 def test_y_is_pooled_text_then_a_wave_for_each_number() -> None:
@@ -45,3 +45,46 @@ def test_noise_of_the_low_resolution_picture(relative_error: Callable[..., float
         augment(image, 351, noise)
     with pytest.raises(ValueError, match="max_level 1000 .* 0 to 999"):
         NoiseAugmentation(schedule, max_level=1000)
+
+
+def test_a_folded_picture_keeps_every_pixel_in_its_place() -> None:
+    """x2 with an autoencoder of factor 8: channel (c, dy, dx) at (i, j) is the picture's pixel (4i + dy, 4j + dx)."""
+    augment = NoiseAugmentation(NoiseSchedule(beta_start=1e-4, beta_end=0.02), max_level=255, fold=4)
+    image = torch.randn(1, 3, 8, 12)
+    concat, _ = augment(image, 3, torch.zeros_like(image))
+    assert concat.shape == (1, 48, 2, 3)
+    clean = image * float(augment.schedule.alphas_cumprod[3].sqrt())
+    for c, dy, dx in ((0, 0, 0), (1, 2, 3), (2, 3, 1)):
+        torch.testing.assert_close(concat[0, 16 * c + 4 * dy + dx], clean[0, c, dy::4, dx::4])
+    torch.testing.assert_close(torch.nn.functional.pixel_shuffle(concat, 4), clean)
+    with pytest.raises(ValueError, match="fold 0"):
+        NoiseAugmentation(augment.schedule, max_level=255, fold=0)
+
+
+def test_each_picture_may_have_its_own_level() -> None:
+    augment = NoiseAugmentation(NoiseSchedule(), max_level=350)
+    image, noise = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    concat, y = augment(image, torch.tensor([20, 300]), noise)
+    for i, level in enumerate((20, 300)):
+        torch.testing.assert_close(concat[i], augment(image, level, noise)[0][i])
+    assert y.tolist() == [20, 300]
+    with pytest.raises(ValueError, match="noise level 351"):
+        augment(image, torch.tensor([0, 351]), noise)
+
+
+def test_noise_of_the_image_embedding(relative_error: Callable[..., float]) -> None:
+    """Whitened, q(x_t | x_0) of the cosine schedule (Nichol & Dhariwal 2021, eq. 17), unwhitened, then the level."""
+    augment = EmbeddingAugmentation(NoiseSchedule("cosine"), width=6)
+    mean, std = torch.randn(1, 6), torch.rand(1, 6) + 0.5
+    augment.load_state_dict({"data_mean": mean, "data_std": std})
+    embedding, noise, level = torch.randn(2, 6), torch.randn(2, 6), 400
+    concat, y = augment(embedding, level, noise)
+    signal = [math.cos((t / 1000 + 0.008) / 1.008 * math.pi / 2) ** 2 for t in (0, level + 1)]
+    kept = signal[1] / signal[0]
+    noisy = ((embedding - mean) / std * kept**0.5 + (1 - kept) ** 0.5 * noise) * std + mean
+    wave = [f(level * 10_000 ** (-i / 3)) for f in (math.cos, math.sin) for i in range(3)]
+    assert concat is None and y.shape == (2, 12)
+    assert relative_error(y[:, :6], noisy) < 1e-5
+    torch.testing.assert_close(y[:, 6:], torch.tensor([wave, wave]), atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="noise level 1000 .* 0 to 999"):
+        augment(embedding, 1000, noise)
