@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ldm.checkpoint.load import load, save
     from ldm.pipeline import img2img, txt2img
+    from ldm.refiner import Refiner
 
-__all__ = ["img2img", "load", "save", "txt2img"]
+__all__ = ["Refiner", "img2img", "load", "save", "txt2img"]
 
 _HOME = {
     "load": "ldm.checkpoint.load",
     "save": "ldm.checkpoint.load",
     "txt2img": "ldm.pipeline",
     "img2img": "ldm.pipeline",
+    "Refiner": "ldm.refiner",
 }
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from ldm import hints, images
 from ldm.generate import OnStep, Result, generate
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.refiner import Refiner
 from ldm.request import Item, Settings, make_items, picture_size, resolve
 
 Picture = Image.Image | str | Path
@@ -32,12 +33,15 @@ class Options(TypedDict, total=False):
     num_images: int  # of each prompt: 1
     batch_size: int  # drawn together: 4
     on_step: OnStep | None  # called after each step
+    refiner: Refiner | None  # a second model for the last of the noise levels
+    original_size: tuple[int, int] | None  # (height, width) that SDXL is told the picture had: height and width
+    crop: tuple[int, int] | None  # (top, left) where it was cut out of that: (0, 0)
 
 
 def txt2img(model: LatentDiffusion, prompt: str | Sequence[str], **options: Unpack[Options]) -> Iterator[Result]:
     """Draws pictures of each prompt."""
     settings = _settings(model, options)
-    return generate(model, _items(prompt, options), settings, **_loop(options))
+    return generate(model, _items(prompt, options), settings, **_loop(model, options))
 
 
 def img2img(
@@ -57,7 +61,7 @@ def img2img(
     image = _picture(init_image)
     settings = _settings(model, options, image, strength)
     items = _items(prompt, options)
-    return generate(model, items, settings, hints.from_picture(model, image, settings), **_loop(options))
+    return generate(model, items, settings, hints.from_picture(model, image, settings), **_loop(model, options))
 
 
 def _picture(picture: Picture) -> Image.Image:
@@ -81,6 +85,8 @@ def _settings(
         options.get("eta"),
         options.get("guidance_scale"),
         strength,
+        options.get("original_size"),
+        options.get("crop"),
     )
 
 
@@ -91,7 +97,11 @@ def _items(prompt: str | Sequence[str], options: Options) -> list[Item]:
 class Loop(TypedDict):
     batch_size: int
     on_step: OnStep | None
+    refiner: Refiner | None
 
 
-def _loop(options: Options) -> Loop:
-    return {"batch_size": options.get("batch_size", 4), "on_step": options.get("on_step")}
+def _loop(model: LatentDiffusion, options: Options) -> Loop:
+    refiner = options.get("refiner")
+    if refiner is not None:
+        refiner.check(model)
+    return {"batch_size": options.get("batch_size", 4), "on_step": options.get("on_step"), "refiner": refiner}
