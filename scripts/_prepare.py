@@ -10,6 +10,7 @@ from PIL import Image
 from ldm import hints
 from ldm.hints import Hints
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.models.text_encoder import ClassEmbedder, NoText
 from ldm.request import Settings, picture_size, resolve
 
 Pictures = Mapping[str, Image.Image]  # by the option that names them
@@ -29,7 +30,17 @@ def _img2img(options: argparse.Namespace, model: LatentDiffusion, pictures: Pict
     return settings, hints.from_picture(model, image, settings)
 
 
-COMMANDS = {"txt2img": _txt2img, "img2img": _img2img}
+def _sample(options: argparse.Namespace, model: LatentDiffusion, pictures: Pictures) -> tuple[Settings, Hints]:
+    if not isinstance(model.text_encoder, (NoText, ClassEmbedder)):
+        raise ValueError(f"--model {options.model}: this model draws from words; use txt2img.py with --prompt")
+    prompts = getattr(options, "prompts", [])  # --reproduce has its own
+    if isinstance(model.text_encoder, NoText) and any(prompts):
+        raise ValueError(f"--classes {','.join(prompts)}: this model knows no classes; leave the option out")
+    model.text_encoder.tokenize(prompts)  # ValueError for a class that it does not know, before anything is drawn
+    return _settings(options, model, options.H, options.W), Hints()
+
+
+COMMANDS = {"txt2img": _txt2img, "img2img": _img2img, "sample": _sample}
 
 
 def _size(options: argparse.Namespace, model: LatentDiffusion, image: Image.Image) -> tuple[int, int]:
@@ -58,4 +69,6 @@ def _settings(
         eta=options.eta,
         guidance_scale=options.scale,
         strength=strength,
+        original_size=options.original_size,
+        crop=options.crop,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,20 +16,37 @@ Run = Callable[..., int]
 
 
 @pytest.fixture(scope="session")
-def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_file(make_tiny: Callable[..., Path]) -> Path:
+    return make_tiny("tiny")
+
+
+@pytest.fixture(scope="session")
+def make_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`make_tiny(name, unet={…}, **params)`: a file of the miniature model, with other params of it and of its UNet."""
+
+    def make(name: str, unet: dict[str, Any] | None = None, **params: Any) -> Path:
+        from ldm.config import load_config
+
+        tree = load_config(TESTS / "tiny.yaml")
+        tree["params"] |= params
+        tree["params"]["unet"]["params"] |= unet or {}
+        return _save(tree, tmp_path_factory.mktemp("model") / f"{name}.safetensors")
+
+    return make
+
+
+def _save(tree: dict[str, Any], path: Path) -> Path:
     import torch
 
     from ldm.checkpoint.load import save
-    from ldm.config import build, load_config
+    from ldm.config import build
     from ldm.models.latent_diffusion import LatentDiffusion
 
     torch.manual_seed(0)
-    tree = load_config(TESTS / "tiny.yaml")
     model = build(tree, "tiny.yaml", expected=LatentDiffusion)
     for parameter in model.unet.parameters():  # some are zero at first, and a network that answers 0 draws noise
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.2)
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
     save(model, path, config=tree)
     return path
 
@@ -42,6 +60,11 @@ def txt2img(tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 @pytest.fixture
 def img2img(tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return _runner("img2img", tiny_file, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def sample(tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    return _runner("sample", tiny_file, tmp_path, monkeypatch)
 
 
 def _runner(command: str, tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
