@@ -56,6 +56,7 @@ def unet_config(params: Params) -> dict[str, Any]:
     attends = per_level("attention_levels", ours["attention_levels"], len(widths))
     per_head = ours["head_channels"]
     config = {
+        "sample_size": 64,  # only a default of pipelines, which are told the size
         "in_channels": ours["in_channels"],
         "out_channels": ours["out_channels"],
         "block_out_channels": tuple(widths),

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from _device import find_device
+from _options import REFINE_AT
 from _output import Bar, Interrupts, Output
 from _prepare import prepare
 from _record import DTYPES, check_weights, compare, picture_files, source, take_over
@@ -88,7 +89,7 @@ def _load_refiner(
     if options.refiner is None:
         return None
     second = load(options.refiner, device=device, dtype=dtype, variant=options.variant, note=print)
-    refiner = Refiner(second, 0.8 if options.refine_at is None else options.refine_at)
+    refiner = Refiner(second, REFINE_AT if options.refine_at is None else options.refine_at)
     refiner.check(model)
     return refiner
 

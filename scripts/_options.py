@@ -22,6 +22,7 @@ LATER = {  # options people know, of things that are still to come
 
 
 PICTURES = ("init_img",)  # options that name pictures to draw from
+REFINE_AT = 0.8
 PARTS = ("vae", "text_encoder", "refiner")  # options that name other files of weights than --model
 OWN_DEFAULTS: dict[str, dict[str, Any]] = {  # what one command alone has, besides pictures
     "txt2img": {},
@@ -142,7 +143,7 @@ WEIGHTS: tuple[Option, ...] = (
     ("--vae", str, "FILE", "another file or folder to take the autoencoder from"),
     ("--text-encoder", str, "FILE", "another file or folder to take the text encoder from"),
     ("--refiner", str, "FILE", "a second model, which finishes what the first began"),
-    ("--refine-at", number(0, 1), "A", "the share of the noise levels after which it does (0.8)"),
+    ("--refine-at", number(0, 1), "A", f"the share of the noise levels after which it does ({REFINE_AT})"),
 )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _options import OWN_DEFAULTS, PARTS, PICTURES
+from _options import OWN_DEFAULTS, PARTS, PICTURES, REFINE_AT
 from PIL import ImageChops
 from PIL.PngImagePlugin import PngInfo
 
@@ -48,7 +48,7 @@ def source(options: argparse.Namespace, model: LatentDiffusion, device: str, pre
             "parameterization": model.parameterization,
             "ema": options.ema,
             "variant": options.variant,
-            "refine_at": options.refine_at,
+            "refine_at": options.refine_at if options.refine_at is not None or options.refiner is None else REFINE_AT,
             "parts": {
                 name: {"file": file, "sha256": sha256(weights_path(file))} for name, file in part_files(options).items()
             },
@@ -100,6 +100,7 @@ def describe(result: Result, made_by: dict[str, Any], shows: str = "picture") ->
         "batch": [asdict(one) for one in result.batch],
         "index": result.index,
     }
+    parts = {name: Path(part["file"]).stem for name, part in made_by["model"]["parts"].items()}
     text = parameters_text(
         item.prompt,
         item.negative_prompt,
@@ -112,8 +113,11 @@ def describe(result: Result, made_by: dict[str, Any], shows: str = "picture") ->
             "Size": f"{settings.width}x{settings.height}",
             "Model hash": made_by["model"]["sha256"][:10],
             "Model": Path(made_by["model"]["name"]).stem,
+            "VAE": parts.get("vae"),
             "Denoising strength": settings.strength,
             "Eta": settings.eta,
+            "Refiner": parts.get("refiner"),
+            "Refiner switch at": made_by["model"]["refine_at"],
             "Version": f"ldm {made_by['version']}",
         },
     )

@@ -226,12 +226,12 @@ def _shown(family: str, model: LatentDiffusion, theirs: Theirs, settings: Settin
         posterior, small = model.encode(masked), mask[:, :, ::factor, ::factor]
         assert not isinstance(posterior, Tensor)
         their_z = theirs.vae.encode(masked).latent_dist.mode() * model.autoencoder.scaling_factor
-        shown = {"image": image, "mask_image": mask, "masked_image_latents": their_z, "strength": 1.0}
+        shown = {"image": image / 2 + 0.5, "mask_image": mask, "masked_image_latents": their_z, "strength": 1.0}
         return shown, Hints(concat=torch.cat([small, posterior.mode()], dim=1))
     if family == "sd-x4-upscaler":
         low = normal("low", (1, 3, settings.height // factor, settings.width // factor)).clamp(-1, 1).to(model.device)
         noise = keyed_noise([SEED], low.shape[1:], "noise on the hint").to(model.device)
-        shown = {"image": low, "noise_level": NOISE_LEVEL, "noise on the hint": noise}
+        shown = {"image": low / 2 + 0.5, "noise_level": NOISE_LEVEL, "noise on the hint": noise}
         return shown, Hints(noisy=low, noise_level=NOISE_LEVEL)
     return {}, Hints()
 

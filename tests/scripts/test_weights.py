@@ -73,6 +73,8 @@ def test_a_refiner_and_sizes(txt2img: Run, base: Path, refiner: Path, capsys: Ca
     request = read_request("outputs/00000-0.png")
     assert request["settings"]["original_size"] == [512, 640] and request["settings"]["crop"] == [16, 8]
     assert request["model"]["refine_at"] == 0.4 and request["model"]["parts"]["refiner"]["file"] == str(refiner)
+    with Image.open("later/00000-0.png") as image:
+        assert ", Refiner: refiner, Refiner switch at: 0.8, Version: " in image.text["parameters"]
     capsys.readouterr()
     assert txt2img("--reproduce", "outputs/00000-0.png", "--model", base, "--outdir", "again") == 0
     assert "bit for bit" in capsys.readouterr().out
