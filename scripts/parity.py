@@ -130,7 +130,7 @@ def modules(family: str, model: LatentDiffusion, theirs: Theirs) -> Iterator[Row
     mean, logvar = model.autoencoder.encode_moments(image).chunk(2, dim=1)
     yield row("encoder", torch.cat([mean, logvar.clamp(-30, 20)], 1), _clamped(moments))
     z = normal("z", (1, model.autoencoder.latent_channels, side, side)).to(model.device)
-    yield row("decoder", model.decode(z), _decode(model, theirs, z))
+    yield row("decoder", model.decode(z), _decode(theirs, z))
 
 
 def _told(model: LatentDiffusion, pooled: Tensor | None) -> tuple[Tensor | None, dict[str, Any]]:
@@ -152,8 +152,8 @@ def _clamped(moments: Tensor) -> Tensor:
     return torch.cat([mean, logvar.clamp(-30, 20)], 1)
 
 
-def _decode(model: LatentDiffusion, theirs: Theirs, z: Tensor) -> Tensor:
-    pixels: Tensor = theirs.vae.decode(z / model.autoencoder.scaling_factor).sample
+def _decode(theirs: Theirs, z: Tensor) -> Tensor:
+    pixels: Tensor = theirs.vae.decode(z / theirs.vae.config.scaling_factor).sample
     return pixels
 
 
@@ -168,7 +168,7 @@ def end_to_end(family: str, params: dict[str, Any], model: LatentDiffusion, thei
         z = step.x
     their_z = draw_theirs(family, params, model, theirs, settings, shown)
     yield row(LATENTS, z, their_z)
-    yield row(PIXELS, model.decode(z), _decode(model, theirs, their_z), scale=255 / 2)
+    yield row(PIXELS, model.decode(z), _decode(theirs, their_z), scale=255 / 2)
 
 
 def draw_theirs(
@@ -225,7 +225,7 @@ def _shown(family: str, model: LatentDiffusion, theirs: Theirs, settings: Settin
         masked = image * (1 - mask)
         posterior, small = model.encode(masked), mask[:, :, ::factor, ::factor]
         assert not isinstance(posterior, Tensor)
-        their_z = theirs.vae.encode(masked).latent_dist.mode() * model.autoencoder.scaling_factor
+        their_z = theirs.vae.encode(masked).latent_dist.mode() * theirs.vae.config.scaling_factor
         shown = {"image": image / 2 + 0.5, "mask_image": mask, "masked_image_latents": their_z, "strength": 1.0}
         return shown, Hints(concat=torch.cat([small, posterior.mode()], dim=1))
     if family == "sd-x4-upscaler":
