@@ -259,10 +259,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.backends.cudnn.allow_tf32 = False  # ten bits of a convolution's inputs would be the largest error of all
     size = "few channels" if options.small else "full size"
     print(f"{options.family}, {size}, float32 on {options.device}; diffusers {diffusers.__version__}\n", flush=True)
-    print(f"| {'part':16} | {'max error':>9} | {'mean':>9} | {'relative':>9} |\n| {'-' * 16} {'| --------: ' * 3}|")
+    print(f"| {'part':17} | {'max error':>9} | {'mean':>9} | {'relative':>9} |\n| {'-' * 17} {'| --------: ' * 3}|")
     rows = []
     for one in compare(options.family, options.small, options.device):
-        print(f"| {one.part:16} | {one.maximum:9.1e} | {one.mean:9.1e} | {one.relative:9.1e} |", flush=True)
+        print(f"| {one.part:17} | {one.maximum:9.1e} | {one.mean:9.1e} | {one.relative:9.1e} |", flush=True)
         rows.append(one)
     found = {one.part: one for one in rows}
     return int(found[LATENTS].relative > MOST_RELATIVE or found[PIXELS].mean > MOST_PIXELS)
