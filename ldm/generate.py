@@ -17,13 +17,14 @@ from ldm import images
 from ldm.hints import Hints, check_finite
 from ldm.models.diffusion import SAMPLERS
 from ldm.models.diffusion.denoiser import Conditioning
-from ldm.models.diffusion.guidance import guided, masked
+from ldm.models.diffusion.guidance import guided, masked, switched
 from ldm.models.diffusion.spacing import SPACINGS
 from ldm.models.diffusion.step import Denoise, Step
 from ldm.models.diffusion.tiles import decoded, tiled
 from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.noise import StepNoise, keyed_noise, starting_noise
+from ldm.refiner import Refiner
 from ldm.request import Item, Settings
 
 
@@ -69,6 +70,7 @@ def generate(
     *,
     batch_size: int = 4,
     on_step: OnStep | None = None,
+    refiner: Refiner | None = None,
 ) -> Iterator[Result]:
     """Draws `items`, `batch_size` at a time, each with its own prompts and seed. NonFiniteError, never a black one."""
     if batch_size < 1:
@@ -78,7 +80,7 @@ def generate(
         batch = tuple(items[done : done + batch_size])
         latents = None if hints.z is None else hints.z.expand(len(batch), -1, -1, -1)
         seeds = ", ".join(str(item.seed) for item in batch)
-        for step in sample(model, batch, settings, hints):
+        for step in sample(model, batch, settings, hints, refiner):
             stage = f"the latent after step {step.i + 1} of {settings.sampled_steps} ({settings.sampler})"
             check_finite(step.x, f"{stage} of seed {seeds}", model.dtype)
             if on_step is not None:
@@ -92,7 +94,13 @@ def generate(
             yield Result(picture if hints.finish is None else hints.finish(picture), settings, batch, index)
 
 
-def sample(model: LatentDiffusion, batch: Sequence[Item], settings: Settings, hints: Hints = NOTHING) -> Iterator[Step]:
+def sample(
+    model: LatentDiffusion,
+    batch: Sequence[Item],
+    settings: Settings,
+    hints: Hints = NOTHING,
+    refiner: Refiner | None = None,
+) -> Iterator[Step]:
     """The steps of one batch: from noise, or at `settings.strength` from `hints.z`.
 
     Noise alone begins as n * sqrt(sigma^2 + 1), not n * sigma: the network's first input is then n itself, of variance
@@ -112,19 +120,25 @@ def sample(model: LatentDiffusion, batch: Sequence[Item], settings: Settings, hi
     if hints.z is not None and hints.mask is not None:  # what is kept is kept from the start
         x = hints.mask * x + (1 - hints.mask) * model.schedule.add_noise(hints.z, n, sigmas[0])
     options = {} if settings.eta is None else {"eta": settings.eta}
-    yield from sampler(_denoise(model, batch, settings, hints), x, sigmas, noise=StepNoise(seeds), **options)
+    denoise = _denoise(model, batch, settings, hints)
+    if refiner is not None:  # which is shown nothing: no refiner takes a hint
+        finish = _denoise(refiner.model, batch, settings, NOTHING)
+        denoise = switched(denoise, finish, refiner.sigma_switch(model))
+    if hints.mask is not None and hints.z is not None:
+        denoise = masked(denoise, hints.z, hints.mask)
+    yield from sampler(denoise, x, sigmas, noise=StepNoise(seeds), **options)
 
 
 def _denoise(model: LatentDiffusion, batch: Sequence[Item], settings: Settings, hints: Hints) -> Denoise:
-    """The model's denoiser with all that it is told and led by."""
-    framing = Framing.whole(settings.height, settings.width)
+    """A model's denoiser with all that it is told and led by."""
+    size = (settings.height, settings.width)
+    framing = Framing(*(settings.original_size or size), *size, *(settings.crop or (0, 0)))
     cond, uncond = _shown(model, model.condition([item.prompt for item in batch], framing), batch, hints), None
     if settings.guidance_scale != 1:
         uncond = model.condition([item.negative_prompt for item in batch], framing, negative=True)
         uncond = _shown(model, uncond, batch, hints, negative=True)
     denoiser = model.denoiser if hints.tiles is None else tiled(model.denoiser, *hints.tiles)
-    denoise = guided(denoiser, cond, uncond, settings.guidance_scale)
-    return denoise if hints.mask is None or hints.z is None else masked(denoise, hints.z, hints.mask)
+    return guided(denoiser, cond, uncond, settings.guidance_scale)
 
 
 def _decode(model: LatentDiffusion, z: Tensor, hints: Hints) -> Tensor:

@@ -11,6 +11,7 @@ from PIL import Image
 from ldm import hints, images, masks
 from ldm.generate import OnStep, Result, generate
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.refiner import Refiner
 from ldm.request import Item, Settings, canvas_size, make_items, picture_size, resolve
 
 Picture = Image.Image | str | Path
@@ -32,12 +33,15 @@ class Options(TypedDict, total=False):
     num_images: int  # of each prompt: 1
     batch_size: int  # drawn together: 4
     on_step: OnStep | None  # called after each step
+    refiner: Refiner | None  # a second model for the last of the noise levels
+    original_size: tuple[int, int] | None  # (height, width) that SDXL is told the picture had: height and width
+    crop: tuple[int, int] | None  # (top, left) where it was cut out of that: (0, 0)
 
 
 def txt2img(model: LatentDiffusion, prompt: str | Sequence[str], **options: Unpack[Options]) -> Iterator[Result]:
     """Draws pictures of each prompt."""
     settings = _settings(model, options)
-    return generate(model, _items(prompt, options), settings, **_loop(options))
+    return generate(model, _items(prompt, options), settings, **_loop(model, options))
 
 
 def img2img(
@@ -57,7 +61,7 @@ def img2img(
     image = _picture(init_image)
     settings = _settings(model, options, image, strength)
     items = _items(prompt, options)
-    return generate(model, items, settings, hints.from_picture(model, image, settings), **_loop(options))
+    return generate(model, items, settings, hints.from_picture(model, image, settings), **_loop(model, options))
 
 
 def inpaint(
@@ -88,7 +92,7 @@ def inpaint(
     options["height"], options["width"] = canvas_size(model, canvas.image.size, *given)
     settings = _settings(model, options, strength=strength)
     items = _items(prompt, options)
-    return generate(model, items, settings, hints.from_mask(model, canvas, settings), **_loop(options))
+    return generate(model, items, settings, hints.from_mask(model, canvas, settings), **_loop(model, options))
 
 
 def depth2img(
@@ -109,7 +113,7 @@ def depth2img(
     image = None if init_image is None else _picture(init_image)
     settings = _settings(model, options, map_ if image is None else image, None if image is None else strength)
     items = _items(prompt, options)
-    return generate(model, items, settings, hints.from_depth(model, map_, settings, image), **_loop(options))
+    return generate(model, items, settings, hints.from_depth(model, map_, settings, image), **_loop(model, options))
 
 
 def upscale(
@@ -133,7 +137,7 @@ def upscale(
     height, width = hints.enlarged_size(model, picture)
     options = {**options, "height": height, "width": width}
     shown = hints.to_enlarge(model, picture, noise_level, tile, overlap)
-    return generate(model, _items(prompt, options), _settings(model, options), shown, **_loop(options))
+    return generate(model, _items(prompt, options), _settings(model, options), shown, **_loop(model, options))
 
 
 def variations(
@@ -147,7 +151,7 @@ def variations(
     """Pictures that mean what a picture means, and what the prompt adds, by unCLIP (Ramesh et al. 2022,
     arXiv:2204.06125). noise_level: noise on its CLIP embedding; more lets them stray further."""
     shown = hints.to_vary(model, _picture(image), noise_level)
-    return generate(model, _items(prompt, options), _settings(model, options), shown, **_loop(options))
+    return generate(model, _items(prompt, options), _settings(model, options), shown, **_loop(model, options))
 
 
 def _picture(picture: Picture) -> Image.Image:
@@ -171,6 +175,8 @@ def _settings(
         options.get("eta"),
         options.get("guidance_scale"),
         strength,
+        options.get("original_size"),
+        options.get("crop"),
     )
 
 
@@ -181,7 +187,11 @@ def _items(prompt: str | Sequence[str], options: Options) -> list[Item]:
 class Loop(TypedDict):
     batch_size: int
     on_step: OnStep | None
+    refiner: Refiner | None
 
 
-def _loop(options: Options) -> Loop:
-    return {"batch_size": options.get("batch_size", 4), "on_step": options.get("on_step")}
+def _loop(model: LatentDiffusion, options: Options) -> Loop:
+    refiner = options.get("refiner")
+    if refiner is not None:
+        refiner.check(model)
+    return {"batch_size": options.get("batch_size", 4), "on_step": options.get("on_step"), "refiner": refiner}

@@ -36,6 +36,8 @@ class Settings:
     eta: float | None  # None: this sampler has none
     guidance_scale: float
     strength: float | None = None  # None: from noise alone
+    original_size: tuple[int, int] | None = None  # (height, width) that SDXL is told, in pixels; None: the size drawn
+    crop: tuple[int, int] | None = None  # and where in it, (top, left), the picture was cut out; None: (0, 0)
 
     @property
     def sampled_steps(self) -> int:
@@ -77,6 +79,8 @@ def resolve(
     eta: float | None = None,
     guidance_scale: float | None = None,
     strength: float | None = None,
+    original_size: Sequence[int] | None = None,
+    crop: Sequence[int] | None = None,
 ) -> Settings:
     """Checked settings with the model's and the sampler's defaults where None is given."""
     if sampler not in SAMPLERS:
@@ -102,7 +106,18 @@ def resolve(
         raise ValueError(f"strength is {strength}; it can be 0 (the picture as it is) … 1 (nothing left of it)")
     height, width = (model.image_size if side is None else side for side in (height, width))
     model.latent_shape(height, width)  # ValueError for a size that is not a multiple of the autoencoder's factor
-    return Settings(height, width, steps, sampler, spacing, eta, float(scale), strength)
+    original_size, crop = _pixels(model, "original_size", original_size, 1), _pixels(model, "crop", crop, 0)
+    return Settings(height, width, steps, sampler, spacing, eta, float(scale), strength, original_size, crop)
+
+
+def _pixels(model: LatentDiffusion, name: str, pair: Sequence[int] | None, least: int) -> tuple[int, int] | None:
+    if pair is None:
+        return None
+    if model.framing_embedding is None:
+        raise ValueError(f"{name} is {tuple(pair)}, but this model is not told of it (SDXL's are); leave it out")
+    if len(pair) != 2 or not all(isinstance(side, int) and side >= least for side in pair):
+        raise ValueError(f"{name} is {tuple(pair)}; give two whole numbers of pixels, {least} or more")
+    return pair[0], pair[1]
 
 
 def nearest(side: float, multiple: int) -> int:

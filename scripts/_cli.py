@@ -13,7 +13,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from _options import ELSEWHERE, LATER, MAX_SEED, OWN_DEFAULTS, PICTURES, SAMPLERS, Usage, make_parser
+from _options import (
+    ELSEWHERE,
+    LATER,
+    MAX_SEED,
+    OWN_DEFAULTS,
+    PARTS,
+    PICTURES,
+    SAMPLERS,
+    WORDLESS,
+    Usage,
+    make_parser,
+)
 
 DEFAULTS: dict[str, Any] = {
     "repeat": 1,
@@ -26,7 +37,7 @@ DEFAULTS: dict[str, Any] = {
     "device": "auto",
     "outdir": "outputs",
 }
-WITH_REPRODUCE = {"model", "config", "plugin", "device", *PICTURES, "outdir", "debug", "reproduce"}
+WITH_REPRODUCE = {"model", "config", "plugin", "device", *PICTURES, *PARTS, "outdir", "debug", "reproduce"}
 REQUIRED = {
     "img2img": ("init_img",),
     "inpaint": ("init_img",),
@@ -63,9 +74,10 @@ def main(command: str, argv: Sequence[str] | None = None) -> int:
 
 def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     """Options by their main names, defaults filled in, values checked. Usage for anything wrong."""
-    options = make_parser(command).parse_args([_dashed(word) for word in argv])
+    parser = make_parser(command)
+    options = parser.parse_args([_dashed(word) for word in argv])
+    typed = {name for name, value in vars(options).items() if value is not parser.get_default(name)}
     options.command = command
-    typed = {name for name, value in vars(options).items() if value is not None and value is not False} - {"command"}
     for name, what in LATER.items():
         if name.strip("-").replace("-", "_") in typed:
             raise Usage(f"{name}: {what} is not here yet; leave it out (--sampler has {', '.join(SAMPLERS)})")
@@ -82,7 +94,7 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
             if getattr(options, name, 0) is None:
                 setattr(options, name, value)
         _check(options)
-    for option in ("config", "model"):
+    for option in ("config", "model", *PARTS):
         _check_model_path(option, getattr(options, option))
     return options
 
@@ -97,7 +109,10 @@ def _check(options: argparse.Namespace) -> None:
     """What two options, or an option and a file, must fulfil together; draws the seed; reads the prompts."""
     if options.command in PROMPTLESS and options.prompt is None and options.from_file is None:
         options.prompt = ""
-    if (options.prompt is None) == (options.from_file is None):
+    if options.command in WORDLESS:
+        options.prompts = [number for number in options.classes or [""] for _ in range(options.n_samples)]
+        options.negative_prompt, options.repeat = None, 1
+    elif (options.prompt is None) == (options.from_file is None):
         both = ", not both" if options.prompt is not None else ""
         raise Usage(f'give --prompt "what to draw", or --from-file with a prompt a line{both}')
     for name in REQUIRED.get(options.command, ()):
@@ -107,14 +122,17 @@ def _check(options: argparse.Namespace) -> None:
         raise Usage("--H and --W: an upscaler draws the picture's size times its factor; leave them out")
     if options.save_intermediates and options.skip_save:
         raise Usage("--save-intermediates has nowhere to write with --skip-save; leave one out")
-    one = options.from_file is None
-    options.prompts = [options.prompt] * options.n_samples if one else _read_prompts(options.from_file)
+    if options.command not in WORDLESS:
+        one = options.from_file is None
+        options.prompts = [options.prompt] * options.n_samples if one else _read_prompts(options.from_file)
     count = len(options.prompts) * options.repeat * options.n_iter
     if options.seed == -1:
         options.seed = secrets.randbelow(MAX_SEED + 2 - min(count, MAX_SEED))
         print(f"seed: {options.seed}")
     if options.seed + count - 1 > MAX_SEED:
         raise Usage(f"--seed: {options.seed} and the {count - 1} after it leave 0 … {MAX_SEED}; begin lower")
+    if options.refine_at is not None and options.refiner is None:
+        raise Usage("--refine-at: there is no refiner that could begin; name one with --refiner")
     for name in PICTURES:
         if getattr(options, name, None) is not None:
             _check_picture(name, getattr(options, name))
@@ -146,4 +164,4 @@ def _check_model_path(option: str, value: str | None) -> None:
     """Names (scenes, sd-v1) are left to ldm.load; what looks like a path must be there."""
     is_path = value is not None and (Path(value).suffix != "" or "/" in value or "\\" in value)
     if is_path and not Path(str(value)).exists():
-        raise Usage(f"--{option} {value}: there is no such file; give the path of one, or a name")
+        raise Usage(f"--{option.replace('_', '-')} {value}: there is no such file; give the path of one, or a name")

@@ -10,15 +10,17 @@ from typing import Any
 
 import torch
 from _device import find_device
+from _options import REFINE_AT
 from _output import Bar, Interrupts, Output
 from _prepare import prepare, read_pictures
-from _record import DTYPES, compare, source, take_over
+from _record import DTYPES, check_weights, compare, source, take_over
 
 from ldm.checkpoint.load import load
 from ldm.config import load_plugin
 from ldm.generate import Progress, generate
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.png import Folder
+from ldm.refiner import Refiner
 from ldm.request import Item, clean
 
 
@@ -32,12 +34,13 @@ def draw(options: argparse.Namespace) -> int:
     if options.plugin is not None:
         load_plugin(options.plugin)
     dtype = DTYPES[precision]
-    model = load(options.model, config=options.config, device=device, dtype=dtype, autoencoder_dtype=torch.float32)
+    model = _load(options, device, dtype)
+    refiner = _load_refiner(options, model, device, dtype)
     _check_model(options, model)
     settings, hints = prepare(options, model, pictures)
-    made_by = source(options, device, precision)
-    if original is not None and original["model"]["sha256"] != made_by["model"]["sha256"]:
-        raise ValueError(f"--model {options.model}: not the file that drew {options.reproduce}; name that one")
+    made_by = source(options, model, device, precision)
+    if original is not None:
+        check_weights(options, original, made_by)
 
     items = _items(options)
     _tell_what_is_cut(model, items)
@@ -48,7 +51,8 @@ def draw(options: argparse.Namespace) -> int:
             output.step(progress)
             bar.step(progress)
 
-        for result in generate(model, items, settings, hints, batch_size=options.n_samples, on_step=on_step):
+        drawn = generate(model, items, settings, hints, batch_size=options.n_samples, on_step=on_step, refiner=refiner)
+        for result in drawn:
             output.picture(result)
             bar.picture()
             if interrupts.asked and result.index == len(result.batch) - 1:
@@ -58,6 +62,35 @@ def draw(options: argparse.Namespace) -> int:
         print(f"stopped after {bar.pictures} of {len(items)} pictures", file=sys.stderr)
         return 130
     return 0 if options.reproduce is None else compare(options.reproduce, output.paths[0])
+
+
+def _load(options: argparse.Namespace, device: str, dtype: torch.dtype) -> LatentDiffusion:
+    """The autoencoder stays in float32, whatever the networks' dtype: SDXL's overflows in float16."""
+    return load(
+        options.model,
+        config=options.config,
+        device=device,
+        dtype=dtype,
+        autoencoder_dtype=torch.float32,
+        use_ema=options.ema,
+        variant=options.variant,
+        parameterization=options.parameterization,
+        autoencoder=options.vae,
+        text_encoder=options.text_encoder,
+        note=print,
+    )
+
+
+def _load_refiner(
+    options: argparse.Namespace, model: LatentDiffusion, device: str, dtype: torch.dtype
+) -> Refiner | None:
+    """Its autoencoder is never used: the first model's decodes."""
+    if options.refiner is None:
+        return None
+    second = load(options.refiner, device=device, dtype=dtype, variant=options.variant, note=print)
+    refiner = Refiner(second, REFINE_AT if options.refine_at is None else options.refine_at)
+    refiner.check(model)
+    return refiner
 
 
 def _autocast(device: str, precision: str) -> AbstractContextManager[Any]:

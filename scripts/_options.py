@@ -22,6 +22,8 @@ ELSEWHERE = {"--mask": "inpaint", "--depth": "depth2img"}  # options people may 
 
 
 PICTURES = ("init_img", "mask", "depth")  # options that name pictures to draw from
+REFINE_AT = 0.8
+PARTS = ("vae", "text_encoder", "refiner")  # options that name other files of weights than --model
 OWN_DEFAULTS: dict[str, dict[str, Any]] = {  # what one command alone has, besides pictures
     "txt2img": {},
     "img2img": {"strength": 0.75},
@@ -29,6 +31,7 @@ OWN_DEFAULTS: dict[str, dict[str, Any]] = {  # what one command alone has, besid
     "depth2img": {"strength": 0.8},
     "upscale": {"noise_level": 20, "tile": None},
     "variations": {"noise_level": 0},
+    "sample": {},
 }
 
 
@@ -72,6 +75,26 @@ def side(text: str) -> int:
     return value
 
 
+def pair(shown: str, least: int) -> Callable[[str], tuple[int, int]]:
+    """Two whole numbers, apart by "x" or a comma."""
+
+    def convert(text: str) -> tuple[int, int]:
+        first, apart, second = text.lower().replace("x", ",").partition(",")
+        if not apart or not (first.isdecimal() and second.isdecimal()) or min(int(first), int(second)) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {shown}: two whole numbers of pixels, {least} or more")
+        return int(first), int(second)
+
+    return convert
+
+
+def numbers(text: str) -> list[str]:
+    """Class numbers apart by commas, as the prompts that they are."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() for word in words):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of class numbers; write it as 207,88")
+    return words
+
+
 def seed(text: str) -> int:
     return -1 if text == "random" else whole(-1, MAX_SEED)(text)
 
@@ -113,10 +136,33 @@ class Parser(argparse.ArgumentParser):
 Option = tuple[str, Any, str | None, str]  # names, type or True for a switch, metavar, help
 
 
+WORDLESS = ("sample",)  # commands that take no prompt
+WORDS: tuple[Option, ...] = (
+    ("--prompt", str, "TEXT", "what to draw"),
+    ("--negative-prompt --neg", str, "TEXT", "what to keep out of the picture"),
+    ("--from-file", str, "FILE", "a prompt a line instead of --prompt; - is standard input"),
+    ("--repeat", whole(1, 100_000), "N", "draw each prompt N times"),
+)
+SIZES: tuple[Option, ...] = (
+    ("--original-size", pair("HxW", 1), "HxW", "the size SDXL is told the picture had (--H and --W)"),
+    ("--crop", pair("T,L", 0), "T,L", "and where in it, top and left, this one was cut out (0,0)"),
+)
+WEIGHTS: tuple[Option, ...] = (
+    ("--ema", bool, None, "the averaged UNet or the plain one, where a file has both (plain)"),
+    ("--variant", str, "NAME", "of a folder's files, such as fp16 (the plain ones)"),
+    ("--parameterization", one_of("eps", "v", "x0"), "NAME", "what the UNet predicts: eps, v, x0 (found out)"),
+    ("--vae", str, "FILE", "another file or folder to take the autoencoder from"),
+    ("--text-encoder", str, "FILE", "another file or folder to take the text encoder from"),
+    ("--refiner", str, "FILE", "a second model, which finishes what the first began"),
+    ("--refine-at", number(0, 1), "A", f"the share of the noise levels after which it does ({REFINE_AT})"),
+)
+
+
 def _commands() -> dict[str, tuple[str, tuple[Option, ...]]]:
     """Command → what it does, and the options that it alone has."""
     init = ("--init-img", str, "FILE", "the picture to begin from")
     strength = ("--strength", number(0, 1), "S", "0 keeps the picture, 1 leaves nothing of it")
+    classes = ("--classes", numbers, "N,N,…", "class numbers; --n-samples pictures of each (no class)")
     return {
         "txt2img": ("Draw pictures from a prompt.", ()),
         "img2img": ("Draw pictures from a picture and a prompt.", (init, _defaulted(strength, "img2img"))),
@@ -141,6 +187,7 @@ def _commands() -> dict[str, tuple[str, tuple[Option, ...]]]:
         ),
         "upscale": ("Enlarge a picture with an upscaler.", _enlarging()),
         "variations": ("Draw variations of a picture with an unCLIP model.", _varying()),
+        "sample": ("Draw pictures from a model that reads no text.", (classes,)),
     }
 
 
@@ -176,16 +223,15 @@ def make_parser(command: str) -> Parser:
         for names, kind, metavar, text in options:
             if kind is True:
                 add(*names.split(), action="store_true", help=text)
+            elif kind is bool:
+                add(*names.split(), action=argparse.BooleanOptionalAction, help=text)
             else:
                 add(*names.split(), type=kind, metavar=metavar, help=text)
 
     group(
         "what to draw",
-        ("--prompt", str, "TEXT", "what to draw"),
-        ("--negative-prompt --neg", str, "TEXT", "what to keep out of the picture"),
+        *(() if command in WORDLESS else WORDS),
         *own,
-        ("--from-file", str, "FILE", "a prompt a line instead of --prompt; - is standard input"),
-        ("--repeat", whole(1, 100_000), "N", "draw each prompt N times"),
         ("--reproduce", str, "PNG", "draw a picture made here again, bit for bit, from what is written in it"),
     )
     group(
@@ -197,6 +243,7 @@ def make_parser(command: str) -> Parser:
         ("--scale", number(-math.inf, math.inf), "G", "guidance scale (the model's own; 1 is none)"),
         ("--H --height", side, "PX", "height, a multiple of 8 (the model's own)"),
         ("--W --width", side, "PX", "width, a multiple of 8 (the model's own)"),
+        *SIZES,
         ("--seed", seed, "N", "picture i has seed N + i (0); -1 or random draws one and prints it"),
         ("--fixed-code", True, None, "every batch has the seeds of the first"),
     )
@@ -209,6 +256,7 @@ def make_parser(command: str) -> Parser:
         "model",
         ("--model --ckpt", str, "NAME|FILE", "a model's name or its file (scenes)"),
         ("--config", str, "NAME|YAML", "the architecture, for a file that does not say"),
+        *WEIGHTS,
         ("--plugin", str, "FILE", "a Python file to run first, which registers classes that the config names"),
         ("--C", whole(1, 1024), "N", "latent channels; checked against the model"),
         ("--f", whole(1, 1024), "N", "downsampling factor; checked against the model"),

@@ -12,6 +12,7 @@ from ldm import hints, images, masks
 from ldm.generate import check_concat
 from ldm.hints import Hints
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.models.text_encoder import ClassEmbedder, NoText
 from ldm.request import Settings, canvas_size, picture_size, resolve
 
 Pictures = Mapping[str, Image.Image]  # by the option that names them
@@ -74,6 +75,16 @@ def _variations(options: argparse.Namespace, model: LatentDiffusion, pictures: P
     return _settings(options, model, options.H, options.W), shown
 
 
+def _sample(options: argparse.Namespace, model: LatentDiffusion, pictures: Pictures) -> tuple[Settings, Hints]:
+    if not isinstance(model.text_encoder, (NoText, ClassEmbedder)):
+        raise ValueError(f"--model {options.model}: this model draws from words; use txt2img.py with --prompt")
+    prompts = getattr(options, "prompts", [])  # --reproduce has its own
+    if isinstance(model.text_encoder, NoText) and any(prompts):
+        raise ValueError(f"--classes {','.join(prompts)}: this model knows no classes; leave the option out")
+    model.text_encoder.tokenize(prompts)  # ValueError for a class that it does not know, before anything is drawn
+    return _settings(options, model, options.H, options.W), Hints()
+
+
 COMMANDS = {
     "txt2img": _txt2img,
     "img2img": _img2img,
@@ -81,6 +92,7 @@ COMMANDS = {
     "depth2img": _depth2img,
     "upscale": _upscale,
     "variations": _variations,
+    "sample": _sample,
 }
 
 READERS: dict[tuple[str, str], Callable[[str], Image.Image]] = {  # of pictures that are more, or less, than RGB
@@ -127,4 +139,6 @@ def _settings(
         eta=options.eta,
         guidance_scale=options.scale,
         strength=strength,
+        original_size=options.original_size,
+        crop=options.crop,
     )

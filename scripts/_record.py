@@ -5,27 +5,33 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from _options import OWN_DEFAULTS, PICTURES
+from _options import OWN_DEFAULTS, PARTS, PICTURES, REFINE_AT
 from PIL import ImageChops
 from PIL.PngImagePlugin import PngInfo
 
 from ldm import images
 from ldm.checkpoint.load import weights_path
 from ldm.generate import Result
+from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.png import parameters_text, read_request, text_chunks
 from ldm.request import Item, Settings
 
 OPTIONS = {"guidance_scale": "scale", "height": "H", "width": "W"}  # settings whose option has another name
+KINDS: dict[str, tuple[type, ...]] = {  # what a setting of each type is in JSON; others are numbers or nothing
+    "int": (int,),
+    "str": (str,),
+    "tuple[int, int] | None": (list, type(None)),
+}
 DTYPES = {"full": torch.float32, "autocast": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def source(options: argparse.Namespace, device: str, precision: str) -> dict[str, Any]:
+def source(options: argparse.Namespace, model: LatentDiffusion, device: str, precision: str) -> dict[str, Any]:
     """What all pictures of a run share, besides the settings: program, model and machine."""
     try:
         ours = version("ldm")
@@ -35,7 +41,18 @@ def source(options: argparse.Namespace, device: str, precision: str) -> dict[str
         "version": ours,
         "torch": torch.__version__,
         "command": options.command,
-        "model": {"name": options.model, "config": options.config, "sha256": sha256(weights_path(options.model))},
+        "model": {
+            "name": options.model,
+            "config": options.config,
+            "sha256": sha256(weights_path(options.model)),
+            "parameterization": model.parameterization,
+            "ema": options.ema,
+            "variant": options.variant,
+            "refine_at": options.refine_at if options.refine_at is not None or options.refiner is None else REFINE_AT,
+            "parts": {
+                name: {"file": file, "sha256": sha256(weights_path(file))} for name, file in part_files(options).items()
+            },
+        },
         "device": device,
         "device_name": torch.cuda.get_device_name() if device == "cuda" else device,
         "precision": precision,
@@ -49,6 +66,23 @@ def source(options: argparse.Namespace, device: str, precision: str) -> dict[str
 def picture_files(options: argparse.Namespace) -> dict[str, str]:
     """The pictures that a job is drawn from, by option."""
     return {name: getattr(options, name) for name in PICTURES if getattr(options, name, None) is not None}
+
+
+def part_files(options: argparse.Namespace) -> dict[str, str]:
+    """The files of weights besides the model's, by option."""
+    return {name: getattr(options, name) for name in PARTS if getattr(options, name) is not None}
+
+
+def check_weights(options: argparse.Namespace, original: dict[str, Any], made_by: dict[str, Any]) -> None:
+    """ValueError unless the files of weights are those that drew the original."""
+    was, now = original["model"], made_by["model"]
+    hashes = [
+        {"model": one["sha256"]} | {k: v["sha256"] for k, v in one.get("parts", {}).items()} for one in (was, now)
+    ]
+    for name in dict.fromkeys([*hashes[0], *hashes[1]]):
+        if hashes[0].get(name) != hashes[1].get(name):
+            option = f"--{name.replace('_', '-')} {getattr(options, name)}"
+            raise ValueError(f"{option}: not the file that drew {options.reproduce}; name that one")
 
 
 def describe(result: Result, made_by: dict[str, Any], shows: str = "picture") -> PngInfo:
@@ -66,6 +100,7 @@ def describe(result: Result, made_by: dict[str, Any], shows: str = "picture") ->
         "batch": [asdict(one) for one in result.batch],
         "index": result.index,
     }
+    parts = {name: Path(part["file"]).stem for name, part in made_by["model"]["parts"].items()}
     text = parameters_text(
         item.prompt,
         item.negative_prompt,
@@ -78,8 +113,11 @@ def describe(result: Result, made_by: dict[str, Any], shows: str = "picture") ->
             "Size": f"{settings.width}x{settings.height}",
             "Model hash": made_by["model"]["sha256"][:10],
             "Model": Path(made_by["model"]["name"]).stem,
+            "VAE": parts.get("vae"),
             "Denoising strength": settings.strength,
             "Eta": settings.eta,
+            "Refiner": parts.get("refiner"),
+            "Refiner switch at": made_by["model"]["refine_at"],
             "Version": f"ldm {made_by['version']}",
         },
     )
@@ -96,10 +134,11 @@ def take_over(options: argparse.Namespace) -> dict[str, Any]:
     try:
         settings, model, pictures = request["settings"], request["model"], request["pictures"]
         for field in fields(Settings):
-            kinds = {"int": int, "str": str}.get(str(field.type), (int, float, type(None)))
-            if not isinstance(settings[field.name], kinds):
-                raise TypeError(f"{field.name} is {settings[field.name]!r}")
-            setattr(options, OPTIONS.get(field.name, field.name), settings[field.name])
+            value = settings.get(field.name, field.default)  # pictures made before there was a field have its default
+            kinds = KINDS.get(str(field.type), (int, float, type(None)))
+            if value is MISSING or not isinstance(value, kinds):
+                raise TypeError(f"{field.name} is {value!r}")
+            setattr(options, OPTIONS.get(field.name, field.name), value)
         options.command = {name: name for name in OWN_DEFAULTS}[request["command"]]  # whichever script is asked
         for name in OWN_DEFAULTS[options.command]:
             setattr(options, name, request["own"][name])
@@ -107,6 +146,10 @@ def take_over(options: argparse.Namespace) -> dict[str, Any]:
         options.items, options.precision = items, {name: name for name in DTYPES}[request["precision"]]
         options.model = options.model or str(model["name"])
         options.config = options.config or model["config"]
+        for name in ("parameterization", "ema", "variant", "refine_at"):
+            setattr(options, name, model.get(name))
+        for name in PARTS:
+            setattr(options, name, getattr(options, name) or model.get("parts", {}).get(name, {}).get("file"))
         options.device = options.device or str(request["device"])
         for name in PICTURES:
             setattr(options, name, getattr(options, name, None) or pictures.get(name, {}).get("file"))
@@ -146,7 +189,12 @@ def compare(original: str, remade: Path) -> int:
 
 
 def sha256(path: str | Path) -> str:
+    """Of a file; of a folder, that of its JSON files and weights, in order of their names."""
     digest = hashlib.sha256()
+    if Path(path).is_dir():
+        for file in sorted(file for file in Path(path).rglob("*") if file.suffix in (".json", ".safetensors", ".bin")):
+            digest.update(f"{file.relative_to(path).as_posix()} {sha256(file)}\n".encode())
+        return digest.hexdigest()
     try:
         with open(path, "rb") as file:
             while block := file.read(1 << 20):

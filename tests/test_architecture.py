@@ -24,7 +24,7 @@ RANKS = [  # a file imports from lower ranks, and from its own entry's folder
     ["ldm.models.bert", "ldm.models.image_encoder"],
     ["ldm.models.latent_diffusion"],
     ["ldm.checkpoint"],
-    ["ldm.request"],
+    ["ldm.refiner", "ldm.request"],
     ["ldm.hints"],
     ["ldm.generate"],
     ["ldm.pipeline"],
@@ -143,6 +143,7 @@ def test_public_names() -> None:
     import ldm
 
     assert callable(ldm.load) and callable(ldm.txt2img) and callable(ldm.img2img) and callable(ldm.save)
+    assert callable(ldm.Refiner)
     assert set(ldm.__all__) <= set(dir(ldm))
     with pytest.raises(AttributeError, match="it has .*img2img, .*load"):
         _ = ldm.txt3img

@@ -37,14 +37,16 @@ def convert(
     from safetensors.torch import save as to_bytes
 
     path, out = Path(path), Path(out)
-    model, tensors, tree, source, scale = skeleton(path, config, use_ema, variant, parameterization)
+    model, tensors, tree, source, weights = skeleton(path, config, use_ema, variant, parameterization)
     check_fit(model, tensors, path, source)
     model.load_state_dict(tensors, assign=True)
     if layout == "diffusers":
         save_folder(model, tree, out, path, dtype)
         return
     named = model.state_dict() if layout == "ldm" else single_file.to_original(model)
-    if layout == "original" and scale is not None:
-        named["scale_factor"] = scale  # of 2022's models: the original programs know it from nowhere else
+    if layout == "original" and "scale_factor" in weights.tensors:
+        named["scale_factor"] = weights.tensors[
+            "scale_factor"
+        ]  # of 2022's models: the original programs know it from nowhere else
     with atomic(out) as file:
         file.write(to_bytes(stored(named, path, dtype), metadata={"config": json.dumps(tree)}))

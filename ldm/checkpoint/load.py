@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint import borrow, layouts
+from ldm.checkpoint import borrow, layouts, probe
 from ldm.checkpoint.detect import FAMILIES, signature
 from ldm.checkpoint.diffusers_folder import read_any
 from ldm.checkpoint.fit import check_fit, fill, stored
@@ -41,7 +41,7 @@ class Skeleton(NamedTuple):
     tensors: dict[str, Tensor]
     tree: Mapping[str, Any]  # what it was built from
     source: str  # and what to call that in errors
-    scale_factor: Tensor | None  # the latents' scale, in a file that carries it
+    weights: Weights  # all that the file holds
 
 
 def load(
@@ -56,6 +56,7 @@ def load(
     parameterization: str | None = None,
     autoencoder: str | Path | None = None,
     text_encoder: str | Path | None = None,
+    note: Callable[[str], object] | None = None,
 ) -> LatentDiffusion:
     """A model in eval mode: a shipped one by name ("scenes"), or the weights in a file or a diffusers folder.
 
@@ -64,17 +65,44 @@ def load(
     dtype: of the networks, whatever the file stores; None is float32. `autoencoder_dtype`: None is `dtype`.
     use_ema: the averaged copy of the UNet, or the plain one; None is the plain one if it is there.
     variant: "fp16" takes a folder's half-precision files; None the plain ones if they are there.
-    parameterization: what the UNet predicts ("eps", "v", "x0"), where it is not what the config says.
+    parameterization: what the UNet predicts ("eps", "v", "x0"), where it is not what the config says. Where neither
+    this nor a config or the file tells, and the family has both (SD 2), the network is asked: one forward pass.
     autoencoder, text_encoder: another file or folder to take this part from.
+    note: called with a sentence about what was found out on the way, such as that.
     Raises CheckpointError or ConfigError, both ValueErrors. The file must hold every weight of the model and no other.
     """
     path = weights_path(name_or_path)
     others = {"autoencoder": autoencoder, "text_encoder": text_encoder}
-    model, tensors, _, source, _ = skeleton(path, config, use_ema, variant, parameterization, others)
+    model, tensors, _, source, weights = skeleton(path, config, use_ema, variant, parameterization, others)
     dtype = torch.float32 if dtype is None else dtype
     child_dtypes = {} if autoencoder_dtype is None else {"autoencoder": autoencoder_dtype}
     fill(model, tensors, path, source, dtype, child_dtypes)
-    return model.to(device).eval()
+    model = model.to(device).eval()
+    return model if config is not None or parameterization is not None else _asked(model, weights, path, note)
+
+
+def _asked(
+    model: LatentDiffusion, weights: Weights, path: Path, note: Callable[[str], object] | None
+) -> LatentDiffusion:
+    """The model by the config of its family that fits what its network predicts, if nothing in the file tells."""
+    found = signature(weights.tensors)
+    family = FAMILIES.get(found) if found else None
+    if family is None or len(family.configs) == 1 or {"config", "parameterization"} & set(weights.metadata):
+        return model
+    said, share = probe.parameterization(model)
+    if note is not None:
+        note(
+            f"{path}: nothing says what this {family.title} network predicts; asked, it answers as one of {said} does "
+            f"({share:.2f} of the noise; `parameterization` overrules it)"
+        )
+    if said == model.parameterization:
+        return model
+    tree, source = find_config(Weights(weights.tensors, {"parameterization": said}), path)
+    with on_meta():
+        other = build(tree, source, expected=LatentDiffusion)
+    assert isinstance(other, LatentDiffusion)
+    other.load_state_dict(model.state_dict(), assign=True)
+    return other.eval()
 
 
 def skeleton(
@@ -98,7 +126,7 @@ def skeleton(
     tensors = _renamed(weights, model, path, use_ema) | _borrowed(weights, path)
     for part, (other, contents) in parts.items():
         tensors = _with_part(tensors, part, _renamed(contents, model, other))
-    return Skeleton(model, tensors, tree, source, weights.tensors.get("scale_factor"))
+    return Skeleton(model, tensors, tree, source, weights)
 
 
 def load_part(name_or_path: str | Path, kind: type[M]) -> M:

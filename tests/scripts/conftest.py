@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,32 +16,45 @@ Run = Callable[..., int]
 
 
 @pytest.fixture(scope="session")
-def tiny_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _miniature(tmp_path_factory.mktemp("model") / "tiny.safetensors")
+def tiny_file(make_tiny: Callable[..., Path]) -> Path:
+    return make_tiny("tiny")
 
 
 @pytest.fixture(scope="session")
-def tiny_painter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_painter(make_tiny: Callable[..., Path]) -> Path:
     """As `tiny_file`, with a network that is shown a mask and the masked picture."""
-    return _miniature(tmp_path_factory.mktemp("model") / "painter.safetensors", in_channels=9)
+    return make_tiny("painter", {"in_channels": 9})
 
 
 @pytest.fixture(scope="session")
-def tiny_deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_deep(make_tiny: Callable[..., Path]) -> Path:
     """As `tiny_file`, with a network that is shown depth."""
-    return _miniature(tmp_path_factory.mktemp("model") / "deep.safetensors", in_channels=5)
+    return make_tiny("deep", {"in_channels": 5})
 
 
-def _miniature(path: Path, **unet: int) -> Path:
+@pytest.fixture(scope="session")
+def make_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`make_tiny(name, unet={…}, **params)`: a file of the miniature model, with other params of it and of its UNet."""
+
+    def make(name: str, unet: dict[str, Any] | None = None, **params: Any) -> Path:
+        from ldm.config import load_config
+
+        tree = load_config(TESTS / "tiny.yaml")
+        tree["params"] |= params
+        tree["params"]["unet"]["params"] |= unet or {}
+        return _save(tree, tmp_path_factory.mktemp("model") / f"{name}.safetensors")
+
+    return make
+
+
+def _save(tree: dict[str, Any], path: Path) -> Path:
     import torch
 
     from ldm.checkpoint.load import save
-    from ldm.config import build, load_config
+    from ldm.config import build
     from ldm.models.latent_diffusion import LatentDiffusion
 
     torch.manual_seed(0)
-    tree = load_config(TESTS / "tiny.yaml")
-    tree["params"]["unet"]["params"] |= unet
     model = build(tree, "tiny.yaml", expected=LatentDiffusion)
     for parameter in model.unet.parameters():  # some are zero at first, and a network that answers 0 draws noise
         if not parameter.any():
@@ -70,6 +84,11 @@ def inpaint(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.
 @pytest.fixture
 def depth2img(tiny_deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return _runner("depth2img", tiny_deep, tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def sample(tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    return _runner("sample", tiny_file, tmp_path, monkeypatch)
 
 
 def _runner(command: str, tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:

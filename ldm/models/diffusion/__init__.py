@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from ldm.models.diffusion.ddim import ddim, ddim_invert
 from ldm.models.diffusion.ddpm import ddpm
 from ldm.models.diffusion.denoiser import PARAMETERIZATIONS, Conditioning, Denoiser
-from ldm.models.diffusion.guidance import guided, masked
+from ldm.models.diffusion.guidance import guided, masked, switched
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.models.diffusion.spacing import SPACINGS
 from ldm.models.diffusion.step import Denoise, Noise, Step
@@ -37,4 +37,5 @@ __all__ = [
     "ddpm",
     "guided",
     "masked",
+    "switched",
 ]

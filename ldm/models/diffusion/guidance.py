@@ -45,5 +45,14 @@ def masked(denoise: Denoise, z: Tensor, mask: Tensor) -> Denoise:
     return lambda x, sigma: mask * denoise(x, sigma) + (1 - mask) * z
 
 
+def switched(first: Denoise, second: Denoise, sigma_switch: float) -> Denoise:
+    """Two experts, one for each end of the noise levels: `first` at sigma_switch and above, `second` below it.
+
+    Podell et al. 2023, arXiv:2307.01952, section 2.5. The level where a network is asked decides, so a sampler that
+    asks twice in a step may ask both.
+    """
+    return lambda x, sigma: (first if float(sigma.max()) >= sigma_switch else second)(x, sigma)
+
+
 def _shapes(cond: Conditioning) -> list[torch.Size | None]:
     return [None if value is None else value.shape for value in (cond.context, cond.concat, cond.y)]

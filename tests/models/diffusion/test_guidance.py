@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.models.diffusion import Conditioning, guided
+from ldm.models.diffusion import Conditioning, guided, switched
 
 
 class Recorder:
@@ -61,3 +61,15 @@ def test_two_calls_where_the_shapes_differ_nothing_is_padded(uncond, conds, norm
 def test_the_missing_half_is_named(conds):
     with pytest.raises(ValueError, match="guidance scale 7.5 needs an unconditional"):
         guided(Recorder(), conds[0], None, 7.5)
+
+
+def test_two_experts_share_the_noise_levels():
+    def first(x, sigma):
+        return x + 1
+
+    def second(x, sigma):
+        return x - 1
+
+    denoise = switched(first, second, 2.0)
+    assert [float(denoise(torch.zeros(()), torch.tensor(sigma))) for sigma in (14.0, 2.0, 1.99, 0.0)] == [1, 1, -1, -1]
+    assert float(denoise(torch.zeros(()), torch.tensor([3.0, 3.0]))) == 1
