@@ -36,7 +36,8 @@ def safetensors_bytes(header: str, data: bytes = b"") -> bytes:
 
 
 def flood(tensors: int) -> str:
-    return "{" + ",".join(f'"{i:06}":{json.dumps(EMPTY)}' for i in range(tensors)) + "}"
+    entry = json.dumps(EMPTY)
+    return "{" + ",".join(f'"{i:06}":{entry}' for i in range(tensors)) + "}"
 
 
 def archive(records: dict[str, bytes]) -> bytes:
@@ -108,7 +109,10 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: archive({"a/data.pkl": b"\x80\x02" + b"]" * (5 << 20) + b"."}),
         "5242883 bytes of objects beside its tensors",
     ),
-    "the same before torch 1.6": (lambda: b"\x80\x02" + b"]" * (5 << 20) + b".", "more than 4194304 bytes of objects"),
+    "the same before torch 1.6": (
+        lambda: b"\x80\x02X" + (4 << 20).to_bytes(4, "little") + b"a" * (4 << 20) + b"]" * 99 + b".",
+        "more than 4194304 bytes of objects",
+    ),
     "numpy's largest number": (
         lambda: archive(
             {
