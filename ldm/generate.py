@@ -161,7 +161,9 @@ def _shown(
 
 def check_concat(model: LatentDiffusion, hints: Hints) -> None:
     """ValueError where the network is to be shown something else beside the latent than what it was trained with."""
-    takes, given = model.concat_channels, sum(x.shape[1] for x in (hints.concat, hints.noisy) if x is not None)
+    takes, given = model.concat_channels, 0 if hints.concat is None else hints.concat.shape[1]
+    if hints.noisy is not None and model.low_resolution is not None:  # an embedding under noise is no channel
+        given += hints.noisy.shape[1] * model.low_resolution.fold**2
     if takes is None or takes == given:
         return
     ways = {

@@ -81,7 +81,7 @@ def test_the_right_model_and_the_right_script(depth2img: Run, txt2img: Run, tiny
 def test_a_file_that_holds_a_network_for_depth_loads_without_it(
     depth2img: Run, tiny_deep: Path, capsys: Capture
 ) -> None:
-    tensors = single_file.to_original(ldm.load(tiny_deep), text_prefix="model.")
+    tensors = single_file.to_original(ldm.load(tiny_deep))
     tensors["depth_model.model.pretrained.model.cls_token"] = torch.ones(1, 1, 8)
     save_file({name: tensor.clone() for name, tensor in tensors.items()}, "whole.safetensors")
     Path("whole.yaml").write_text(json.dumps(json.loads(read(tiny_deep).metadata["config"])))

@@ -113,7 +113,7 @@ def test_the_averaged_network(txt2img: Run, tiny_file: Path, capsys: Capture) ->
     from ldm.checkpoint.load import load
 
     model = load(tiny_file)
-    tensors = {k: v.detach().clone() for k, v in single_file.to_original(model, text_prefix="model.").items()}
+    tensors = {k: v.detach().clone() for k, v in single_file.to_original(model).items()}
     unet = [name for name in tensors if name.startswith("model.diffusion_model.")]
     tensors |= {f"model_ema.{name[6:].replace('.', '')}": tensors[name] * 1.1 for name in unet}
     save_file(tensors, "both.safetensors")
