@@ -87,7 +87,7 @@ def synthesize(path: Path, family: str, dtype: str) -> None:
     from safetensors.torch import save_file
 
     from ldm.checkpoint import single_file
-    from ldm.checkpoint.load import find_config
+    from ldm.checkpoint.configs import find_config
     from ldm.checkpoint.meta import on_meta
     from ldm.checkpoint.read import Weights
     from ldm.config import build

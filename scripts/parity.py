@@ -18,7 +18,7 @@ import torch
 from _diffusers import Theirs, build_theirs, pipeline
 from torch import Tensor
 
-from ldm.checkpoint.load import CONFIGS
+from ldm.checkpoint.configs import CONFIGS
 from ldm.checkpoint.meta import on_meta
 from ldm.config import build, load_config
 from ldm.generate import sample

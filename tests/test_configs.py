@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint import keys, text_keys
-from ldm.checkpoint.load import CONFIGS
+from ldm.checkpoint.configs import CONFIGS
 from ldm.checkpoint.meta import on_meta
 from ldm.config import build, load_config
 from ldm.models.latent_diffusion import LatentDiffusion

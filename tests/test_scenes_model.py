@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from ldm.checkpoint.load import CONFIGS, PACKAGE, load, load_part
+from ldm.checkpoint.configs import CONFIGS, PACKAGE
+from ldm.checkpoint.load import load, load_part
 from ldm.checkpoint.read import read
 from ldm.config import load_config
 from ldm.data.datasets import as_bytes, as_pixels

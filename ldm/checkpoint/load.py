@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,23 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from ldm.checkpoint import borrow, layouts, probe
+from ldm.checkpoint.configs import PACKAGE, carried_config, find_config, shipped_configs, with_cut_tower
 from ldm.checkpoint.detect import FAMILIES, signature
 from ldm.checkpoint.diffusers_folder import read_any
 from ldm.checkpoint.fit import check_fit, fill, stored
 from ldm.checkpoint.meta import on_meta
-from ldm.checkpoint.original_config import translate
 from ldm.checkpoint.read import CheckpointError, Weights, read
-from ldm.config import ConfigError, build, check, load_config, parse_config
+from ldm.config import build
 from ldm.files import atomic
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.models.text_encoder import OpenCLIPTextEncoder
 
-PACKAGE = Path(__file__).parents[1]
-CONFIGS = next(
-    (folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()), PACKAGE / "configs"
-)
 SHIPPED = ("scenes", "judge")  # whose weights are in ldm/assets
-HUGGING_FACE_LAYER = re.compile(r"text_encoder\.(?:text_model\.)?encoder\.layers\.(\d+)\.")
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -118,7 +110,7 @@ def skeleton(
     named = {part: weights_path(other) for part, other in (others or {}).items() if other is not None}
     parts = {part: (other, _read(other, None)) for part, other in named.items()}
     tree, source = find_config(weights, path, config, parameterization)
-    tree = _with_cut_tower(tree, parts["text_encoder"][1] if "text_encoder" in parts else weights, source)
+    tree = with_cut_tower(tree, parts["text_encoder"][1] if "text_encoder" in parts else weights, source)
     with on_meta():
         model = build(tree, source, expected=LatentDiffusion)
     assert isinstance(model, LatentDiffusion)
@@ -133,7 +125,7 @@ def load_part(name_or_path: str | Path, kind: type[M]) -> M:
     """A module saved alone, with its config, in eval mode and float32: the judge, an autoencoder, a text encoder."""
     path = weights_path(name_or_path)
     weights = read(path)
-    tree, source = _carried_config(weights, path)
+    tree, source = carried_config(weights, path)
     with on_meta():
         part = build(tree, source, expected=kind)
     assert isinstance(part, kind)
@@ -172,9 +164,6 @@ def save(
 def weights_path(name_or_path: str | Path) -> Path:
     """The file of a shipped model's name, or the path itself."""
     return PACKAGE / "assets" / f"{name_or_path}.safetensors" if name_or_path in SHIPPED else Path(name_or_path)
-
-
-# --- tensors -----------------------------------------------------------------------------------------------------
 
 
 def _read(path: Path, variant: str | None) -> Weights:
@@ -221,108 +210,6 @@ def _check_family(model: LatentDiffusion, tensors: Mapping[str, Tensor], path: P
     found, expected = signature(tensors), signature(model.state_dict())
     if found is None or expected is None or found == expected:
         return
-    fitting = [name for name in FAMILIES[found].configs if name in _shipped_configs()] if found in FAMILIES else []
+    fitting = [name for name in FAMILIES[found].configs if name in shipped_configs()] if found in FAMILIES else []
     remedy = f"use the config {' or '.join(fitting)}" if fitting else "give the config this file was made for"
     raise CheckpointError(f"{path}: this file is {found}, but {source} is for {expected}; {remedy}")
-
-
-# --- configs -----------------------------------------------------------------------------------------------------
-
-
-def find_config(
-    weights: Weights,
-    path: Path,
-    config: str | Path | Mapping[str, Any] | None = None,
-    parameterization: str | None = None,
-) -> tuple[Mapping[str, Any], str]:
-    """The tree of the given config, of the one in the file, or of the file's family; and what to call it in errors."""
-    wanted = parameterization or weights.metadata.get("parameterization")
-    if config is not None:
-        tree, source = _config_tree(config)
-    elif "config" in weights.metadata:
-        tree, source = _carried_config(weights, path)
-    else:
-        name = _family_config(weights, path, wanted)
-        tree, source = _config_tree(name)
-    if parameterization is not None:
-        tree = {**tree, "params": {**tree.get("params", {}), "parameterization": parameterization}}
-    return without_absent_tower(_with_measured_scale(tree, weights), weights.tensors), source
-
-
-def _with_measured_scale(tree: Mapping[str, Any], weights: Weights) -> Mapping[str, Any]:
-    """Models of 2022 trained with `scale_by_std` carry the scale they measured, and nothing else tells it."""
-    if "scale_factor" not in weights.tensors or "autoencoder" not in tree.get("params", {}):
-        return tree
-    tree = deepcopy(dict(tree))
-    params = tree["params"]["autoencoder"].setdefault("params", {})
-    params["scaling_factor"] = float(weights.tensors["scale_factor"])
-    return tree
-
-
-def _with_cut_tower(tree: Mapping[str, Any], weights: Weights, source: str) -> Mapping[str, Any]:
-    """SD 2's diffusers folders lack the last layer of the text encoder, whose states no picture ever saw."""
-    check(tree, source, expected=LatentDiffusion)
-    node = tree["params"]["text_encoder"]
-    params = node.get("params") or {}
-    found = len({match[1] for match in map(HUGGING_FACE_LAYER.match, weights.tensors) if match})
-    if not found or params.get("layer") != "penultimate" or params.get("projection_dim") is not None:
-        return tree
-    with on_meta():
-        whole = build(node, source)
-    if not isinstance(whole, OpenCLIPTextEncoder) or found != len(whole.tower.transformer.resblocks) - 1:
-        return tree
-    cut = {**node, "params": {**params, "layers": found, "layer": "last"}}
-    return {**tree, "params": {**tree["params"], "text_encoder": cut}}
-
-
-def without_absent_tower(tree: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Mapping[str, Any]:
-    """unCLIP without the image tower, where the file has none: it lacks what `variations` needs and nothing else."""
-    if "image_encoder" not in tree.get("params", {}) or any(
-        name.startswith(("image_encoder.", "embedder.model.visual.")) for name in tensors
-    ):
-        return tree
-    return {
-        **tree,
-        "params": {k: v for k, v in tree["params"].items() if k not in ("image_encoder", "image_augmentation")},
-    }
-
-
-def _family_config(weights: Weights, path: Path, parameterization: str | None) -> str:
-    """The name of the config of the family that the weights are of; among several, the one of this parameterization."""
-    found = signature(weights.tensors)
-    family = FAMILIES.get(found) if found else None
-    if family is None:
-        what = f"is {found}" if found else "holds no UNet"
-        raise ConfigError(f"{path}: this file {what} and carries no config; give one: {_choices()}")
-    names = [name for name in family.configs if name in _shipped_configs()]
-    if not names:
-        raise ConfigError(f"{path}: this file is {found}, for which there is no config yet; give one: {_choices()}")
-    said = {name: load_config(CONFIGS / f"{name}.yaml")["params"].get("parameterization", "eps") for name in names}
-    return next((name for name in names if said[name] == parameterization), names[0])
-
-
-def _carried_config(weights: Weights, path: Path) -> tuple[Mapping[str, Any], str]:
-    """The tree in the file's metadata, and what to call it in errors."""
-    if "config" not in weights.metadata:
-        raise ConfigError(f"{path} carries no config; give one: {_choices()}")
-    source = f"the config in {path.name}"
-    return parse_config(weights.metadata["config"], source), source
-
-
-def _config_tree(config: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], str]:
-    """The tree of a given config, and what to call it in errors."""
-    if isinstance(config, Mapping):
-        return translate(config, "the given config"), "the given config"
-    if str(config) in _shipped_configs():
-        return load_config(CONFIGS / f"{config}.yaml"), f"configs/{config}.yaml"
-    if not Path(config).is_file():
-        raise ConfigError(f"no config {str(config)!r}; give {_choices()}")
-    return translate(load_config(config), str(config)), str(config)
-
-
-def _choices() -> str:
-    return f"{', '.join(_shipped_configs())}, or the path of a YAML file"
-
-
-def _shipped_configs() -> list[str]:
-    return sorted(file.stem for file in CONFIGS.glob("*.yaml"))

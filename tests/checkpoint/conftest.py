@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ldm.checkpoint.load import CONFIGS
+from ldm.checkpoint.configs import CONFIGS
 from ldm.config import load_config
 
 

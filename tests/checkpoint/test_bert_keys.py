@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import ldm
 from ldm.checkpoint import bert_keys, single_file
-from ldm.checkpoint.load import CONFIGS
+from ldm.checkpoint.configs import CONFIGS
 from ldm.config import build, load_config
 from ldm.models.bert import BertTextEncoder
 from ldm.models.latent_diffusion import LatentDiffusion

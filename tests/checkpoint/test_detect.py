@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ldm.checkpoint.configs import CONFIGS
 from ldm.checkpoint.detect import FAMILIES, Signature, parts, signature
-from ldm.checkpoint.load import CONFIGS
 from ldm.checkpoint.meta import on_meta
 from ldm.config import build, load_config
 

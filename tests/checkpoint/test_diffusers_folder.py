@@ -15,8 +15,8 @@ from torch import Tensor
 
 import ldm
 from ldm.checkpoint import diffusers_folder, text_keys
+from ldm.checkpoint.configs import CONFIGS, with_cut_tower
 from ldm.checkpoint.diffusers_folder import read_any
-from ldm.checkpoint.load import CONFIGS, _with_cut_tower
 from ldm.checkpoint.meta import on_meta
 from ldm.checkpoint.read import Weights
 from ldm.config import build, load_config
@@ -141,11 +141,11 @@ def test_published_text_encoders_of_sd_2_lack_a_layer(layout: Callable[..., Any]
     """At full size: the tower is built without it, and gives the states that were the last but one's."""
     names = layout("diffusers/sd-v2.text_encoder")
     tensors = {f"text_encoder.{name}": torch.empty(shape, device="meta") for name, shape in names.items()}
-    tree = _with_cut_tower(load_config(CONFIGS / "sd-v2.yaml"), Weights(tensors), "the config")
+    tree = with_cut_tower(load_config(CONFIGS / "sd-v2.yaml"), Weights(tensors), "the config")
     with on_meta():
         model = build(tree)
     assert (len(model.text_encoder.tower.transformer.resblocks), model.text_encoder.layer) == (23, "last")
     inside = diffusers_folder.to_internal(tensors, model)
     assert inside.keys() == {f"text_encoder.{name}" for name in model.text_encoder.state_dict()}
     whole = {name: tensor for name, tensor in tensors.items() if ".layers.22." not in name}
-    assert _with_cut_tower(tree, Weights(whole), "the config") == tree
+    assert with_cut_tower(tree, Weights(whole), "the config") == tree

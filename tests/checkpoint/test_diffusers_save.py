@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import ldm
+from ldm.checkpoint.configs import CONFIGS
 from ldm.checkpoint.convert import convert
 from ldm.checkpoint.diffusers_config import configs
 from ldm.checkpoint.diffusers_save import to_diffusers
-from ldm.checkpoint.load import CONFIGS
 from ldm.checkpoint.meta import on_meta
 from ldm.checkpoint.read import CheckpointError
 from ldm.config import build, load_config

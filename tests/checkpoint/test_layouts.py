@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldm.checkpoint import layouts, single_file
+from ldm.checkpoint.configs import CONFIGS, without_absent_tower
 from ldm.checkpoint.convert import convert
 from ldm.checkpoint.detect import FAMILIES, signature
 from ldm.checkpoint.fit import check_fit
-from ldm.checkpoint.load import CONFIGS, without_absent_tower
 from ldm.checkpoint.meta import on_meta
 from ldm.config import build, load_config
 

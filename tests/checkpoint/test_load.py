@@ -22,6 +22,7 @@ from torch import Tensor
 import ldm
 from ldm.checkpoint import load as load_module
 from ldm.checkpoint import single_file
+from ldm.checkpoint.configs import CONFIGS
 from ldm.checkpoint.meta import on_meta
 from ldm.checkpoint.read import CheckpointError, read
 from ldm.config import ConfigError, build, load_config
@@ -137,7 +138,7 @@ def test_a_part_alone(model: LatentDiffusion, tmp_path: Path) -> None:
 def test_building_on_meta_is_cheap() -> None:
     """Neither memory nor torch's compiler, which takes seconds to import."""
     code = (
-        "import sys\nfrom ldm.checkpoint.load import CONFIGS, load_config, build, on_meta\n"
+        "import sys\nfrom ldm.checkpoint.configs import CONFIGS, load_config, build, on_meta\n"
         "with on_meta():\n    model = build(load_config(CONFIGS / 'sd-v2.yaml'))\n"
         "assert all(p.is_meta for p in model.parameters())\nassert 'torch._dynamo' not in sys.modules"
     )
@@ -242,7 +243,7 @@ def test_original_file_of_another_family(tmp_path: Path) -> None:
     with on_meta():
         shape = {
             name: tensor.shape
-            for name, tensor in build(load_config(load_module.CONFIGS / "sd-v2.yaml")).unet.state_dict().items()
+            for name, tensor in build(load_config(CONFIGS / "sd-v2.yaml")).unet.state_dict().items()
         }
     key = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
     prefix = "model.diffusion_model."

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ldm.checkpoint.load import CONFIGS, find_config
+from ldm.checkpoint.configs import CONFIGS, find_config
 from ldm.checkpoint.original_config import translate
 from ldm.checkpoint.read import Weights
 from ldm.config import ConfigError, build, check, load_config, parse_config, registered

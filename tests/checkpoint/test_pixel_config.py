@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import ldm
+from ldm.checkpoint.configs import CONFIGS
 from ldm.checkpoint.diffusers_folder import OLD_ATTENTION, read_any
-from ldm.checkpoint.load import CONFIGS
 from ldm.checkpoint.pixel_config import translate
 from ldm.checkpoint.read import CheckpointError
 from ldm.config import load_config

@@ -11,8 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import ldm
-from ldm.checkpoint import load as load_module
-from ldm.checkpoint import probe, single_file
+from ldm.checkpoint import configs, probe, single_file
 from ldm.checkpoint.detect import FAMILIES, Family, Signature
 from ldm.config import build
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -60,7 +59,7 @@ def family(miniature: Callable[[int], dict[str, Any]], monkeypatch: pytest.Monke
     (folder / "mini.yaml").write_text(yaml.safe_dump(tree))
     tree["params"] |= {"parameterization": "v", "image_size": 768}
     (folder / "mini-v.yaml").write_text(yaml.safe_dump(tree))
-    monkeypatch.setattr(load_module, "CONFIGS", folder)
+    monkeypatch.setattr(configs, "CONFIGS", folder)
     monkeypatch.setitem(FAMILIES, Signature(32, 4, 16), Family("SD in miniature", ("mini", "mini-v")))
     return str(folder / "mini.yaml")
 

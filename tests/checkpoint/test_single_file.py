@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from ldm.checkpoint import single_file
+from ldm.checkpoint.configs import CONFIGS
 from ldm.checkpoint.fit import check_fit
-from ldm.checkpoint.load import CONFIGS
 from ldm.checkpoint.meta import on_meta
 from ldm.config import build, load_config
 from ldm.models.latent_diffusion import LatentDiffusion

@@ -152,7 +152,7 @@ def test_grounding_needs_data_that_knows(folder, tmp_path):
 
 
 def test_shipped_recipes_are_sound():
-    from ldm.checkpoint.load import CONFIGS
+    from ldm.checkpoint.configs import CONFIGS
     from ldm.config import check, load_config
 
     for path in sorted((CONFIGS / "train").glob("*.yaml")):
