@@ -242,8 +242,7 @@ def test_original_file_of_another_family(tmp_path: Path) -> None:
     """Context 1024 and linear projections where 768 and convolutions are expected: one sentence, not pages."""
     with on_meta():
         shape = {
-            name: tensor.shape
-            for name, tensor in build(load_config(CONFIGS / "sd-v2.yaml")).unet.state_dict().items()
+            name: tensor.shape for name, tensor in build(load_config(CONFIGS / "sd-v2.yaml")).unet.state_dict().items()
         }
     key = "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight"
     prefix = "model.diffusion_model."

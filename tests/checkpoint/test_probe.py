@@ -65,9 +65,7 @@ def family(miniature: Callable[[int], dict[str, Any]], monkeypatch: pytest.Monke
 
 
 def write(model: LatentDiffusion, path: Path, metadata: dict[str, str] | None = None) -> Path:
-    tensors: dict[str, Tensor] = {
-        k: v.detach().clone() for k, v in single_file.to_original(model, text_prefix="model.").items()
-    }
+    tensors: dict[str, Tensor] = {k: v.detach().clone() for k, v in single_file.to_original(model).items()}
     save_file(tensors, path, metadata=metadata)
     return path
 
