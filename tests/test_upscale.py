@@ -181,7 +181,7 @@ def test_original_files_with_and_without_the_image_tower(
 
     model, tree = deepcopy(unclip[0]), unclip[1]
     model.image_augmentation.data_mean += 0.5
-    tensors = to_original(model, text_prefix="model.")
+    tensors = to_original(model)
     tensors |= {"embedder.model.logit_scale": torch.ones(()), "noise_augmentor.betas": torch.ones(3)}
     save_file({k: v.clone() for k, v in tensors.items()}, tmp_path / "whole.safetensors")
     whole = load(tmp_path / "whole.safetensors", config=tree)
