@@ -32,6 +32,10 @@ def miniature() -> Callable[[int | str], dict[str, Any]]:
         if "y_dim" in unet:
             unet["y_dim"] = 16 + 8 * len(params.get("framing_embedding", {"params": {}})["params"].get("numbers", ()))
         small_text(params["text_encoder"])
+        if "image_encoder" in params:
+            small = {"image_size": 28, "patch_size": 14, "width": 16, "heads": 2, "layers": 2, "projection_dim": 8}
+            params["image_encoder"]["params"] = small
+            params["image_augmentation"]["params"]["width"] = 8  # of 16 in y, the other half is the level's
         if "context_dim" in unet:
             unet["context_dim"] = 32 if params["text_encoder"]["target"] == "TwoTowers" else 16
         return tree
