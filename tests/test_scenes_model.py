@@ -29,8 +29,8 @@ def judge():
 
 def test_weights_are_small_and_say_where_they_come_from():
     sizes = {path.stem: path.stat().st_size for path in ASSETS.glob("*.safetensors")}
-    assert sizes["judge"] <= 3e6 and sum(sizes.values()) - sizes["judge"] <= 30e6
-    for name in ("scenes", "judge"):
+    assert sizes["scenes"] <= 30e6 and sizes["judge"] <= 3e6
+    for name in sizes:
         weights = read(ASSETS / f"{name}.safetensors")
         assert {"config", "steps", "seed", "commit"} <= set(weights.metadata)
         assert all(tensor.dtype == torch.float16 for tensor in weights.tensors.values())
@@ -54,7 +54,6 @@ def test_autoencoder_keeps_what_it_is_given(model):
 
 def test_pictures_follow_their_prompts(model, judge):
     report, _, _ = evaluate(model, judge, 16, seed=13, done=lambda: None, steps=15, batch_size=8)
-    generated = report[
-        "generated"
-    ]  # guessing would be right about a sky in 1 of 4, a color in 1 of 8, a size in 1 of 2
-    assert generated["sky"] > 0.9 and generated["color"] > 0.5 and generated["shape"] > 0.6 and generated["size"] > 0.75
+    generated = report["generated"]
+    guessing = {"sky": 1 / 4, "color": 1 / 8, "shape": 1 / 4, "size": 1 / 2}
+    assert all(generated[name] > 0.8 > guessing[name] for name in guessing)
