@@ -105,32 +105,6 @@ def to_vary(model: LatentDiffusion, image: Image.Image, noise_level: int) -> Hin
 
 
 @torch.inference_mode()
-def encode(model: LatentDiffusion, image: Image.Image) -> Tensor:
-    """A latent (1, C, h, w) in float32: the mean of its distribution, so always the same one."""
-    return _encode(model, images.to_tensor(image))
-
-
-def _encode(model: LatentDiffusion, pixels: Tensor) -> Tensor:
-    """pixels (1, 3, H, W) in [-1, 1]."""
-    posterior = model.encode(pixels)
-    z = posterior if isinstance(posterior, Tensor) else posterior.mode()
-    check_finite(z, "the autoencoder's encoder", z.dtype)
-    return z.float()
-
-
-class NonFiniteError(RuntimeError):
-    """NaN or infinity where a picture should be; the message names the stage."""
-
-
-def check_finite(x: Tensor, stage: str, dtype: torch.dtype) -> None:
-    if not bool(torch.isfinite(x).all()):
-        raise NonFiniteError(
-            f"NaN or infinity in {stage}, in {str(dtype).removeprefix('torch.')}: "
-            "no picture was made of it; try full precision, or a smaller guidance scale"
-        )
-
-
-@torch.inference_mode()
 def from_mask(model: LatentDiffusion, canvas: Canvas, settings: Settings) -> Hints:
     """To paint a canvas where its mask says, at the settings' size; the other pixels are those of the canvas again.
 
@@ -178,3 +152,29 @@ def _cropped(depth: Image.Image, size: tuple[int, int], settings: Settings) -> I
     kept = (settings.width / (size[0] * scale), settings.height / (size[1] * scale))  # of each side, at most 1
     x, y = (round(side * (1 - part) / 2) for side, part in zip(depth.size, kept, strict=True))
     return depth.crop((x, y, max(x + 1, depth.width - x), max(y + 1, depth.height - y)))
+
+
+@torch.inference_mode()
+def encode(model: LatentDiffusion, image: Image.Image) -> Tensor:
+    """A latent (1, C, h, w) in float32: the mean of its distribution, so always the same one."""
+    return _encode(model, images.to_tensor(image))
+
+
+def _encode(model: LatentDiffusion, pixels: Tensor) -> Tensor:
+    """pixels (1, 3, H, W) in [-1, 1]."""
+    posterior = model.encode(pixels)
+    z = posterior if isinstance(posterior, Tensor) else posterior.mode()
+    check_finite(z, "the autoencoder's encoder", z.dtype)
+    return z.float()
+
+
+class NonFiniteError(RuntimeError):
+    """NaN or infinity where a picture should be; the message names the stage."""
+
+
+def check_finite(x: Tensor, stage: str, dtype: torch.dtype) -> None:
+    if not bool(torch.isfinite(x).all()):
+        raise NonFiniteError(
+            f"NaN or infinity in {stage}, in {str(dtype).removeprefix('torch.')}: "
+            "no picture was made of it; try full precision, or a smaller guidance scale"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from ldm.checkpoint.diffusers_folder import read_any
 from ldm.checkpoint.fit import is_finite
 from ldm.checkpoint.layouts import unwrapped
 from ldm.checkpoint.single_file import is_original
+from ldm.config import ConfigError, parse_config
 
 
 def report(path: str | Path, variant: str | None = None) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def report(path: str | Path, variant: str | None = None) -> dict[str, Any]:
         "family": str(found) if found else "no UNet",
         "configs": list(family.configs) if family else [],
         "carries a config": "config" in weights.metadata,
-        "parameterization": weights.metadata.get("parameterization"),
+        "parameterization": _parameterization(weights.metadata),
         "holds": [part for part, is_there in there.items() if is_there],
         "lacks": [part for part, is_there in there.items() if not is_there],
         "ema": averaged,
@@ -43,6 +45,17 @@ def report(path: str | Path, variant: str | None = None) -> dict[str, Any]:
             name for name, tensor in tensors.items() if not name.endswith("attn_mask") and not is_finite(tensor)
         ],
     }
+
+
+def _parameterization(metadata: Mapping[str, str]) -> str | None:
+    """What a folder's scheduler, or the config in a file, says; None where nothing does, or nothing legible."""
+    try:
+        config = parse_config(metadata["config"], "its config") if "config" in metadata else {}
+    except ConfigError:
+        config = {}
+    params = config.get("params")
+    said = params.get("parameterization") if isinstance(params, dict) else None
+    return metadata.get("parameterization") or said
 
 
 def _sha256(path: Path) -> str:

@@ -121,3 +121,9 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(path), "--json"]) == 0 and json.loads(capsys.readouterr().out) == found
     assert main([str(path)]) == 0 and "lacks             text encoder\n" in capsys.readouterr().out
     assert main([str(tmp_path / "none")]) == 2 and "cannot be read" in capsys.readouterr().err
+
+
+def test_the_report_reads_the_config_a_file_carries(tmp_path: Path) -> None:
+    for said, config in (("v", {"params": {"parameterization": "v"}}), (None, {"params": {}}), (None, ["no config"])):
+        save_file({"unet.x": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"config": json.dumps(config)})
+        assert report(tmp_path / "a.safetensors")["parameterization"] == said
