@@ -85,7 +85,7 @@ def find_spacing(text: str) -> str | None:
 def _key(text: str) -> str:
     """What counts in a name."""
     word = re.sub(r"[\s_-]+", "_", text.strip().casefold().replace("++", "pp"))
-    word = re.sub(r"^(sample_|get_sigmas_|k_)|(_gpu|_?scheduler)$", "", word)
+    word = re.sub(r"^(sample_|get_sigmas_|k_)|(_gpu|_?scheduler)(?=_|$)", "", word)
     return word.replace("_", "")
 
 
@@ -95,6 +95,5 @@ def _table(names: dict[str, tuple[str, ...]]) -> dict[str, str]:
 
 def _unknown(kind: str, text: str, table: dict[str, str], names: Iterable[str]) -> str:
     close = dict.fromkeys(table[key] for key in difflib.get_close_matches(_key(text), table, 5, 0.5))
-    known = f"the nearest are {', '.join(close)}" if len(close) > 1 else f"there are {', '.join(names)}"
-    hint = f"; did you mean {next(iter(close))}?" if len(close) == 1 else ""
-    return f"there is no {kind} {text!r}; {known}{hint}"
+    known = f"the nearest: {', '.join(close)}" if close else f"there are {', '.join(names)}"
+    return f"there is no {kind} {text!r}; {known}"

@@ -45,7 +45,8 @@ def _falling(name: str, values: Sequence[float], span: str, fits: Callable[[floa
         raise ValueError(f"{name} is an empty list; give numbers {span}")
     for value in values:
         if not isinstance(value, int | float) or not fits(value):  # NaN fits nothing
-            raise ValueError(f"{name} has {value} in it; this model takes numbers {span}")
+            shown = f"{value:g}" if isinstance(value, int | float) else repr(value)
+            raise ValueError(f"{name} has {shown} in it; this model takes numbers {span}")
     for value, after in pairwise(values):
         if after >= value:
             raise ValueError(f"{name} has {after:g} after {value:g}; each number must be below the one before it")

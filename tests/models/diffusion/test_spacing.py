@@ -310,7 +310,7 @@ def test_lists_are_visited_as_given():
         (of_sigmas, [7, math.nan], "sigmas has nan in it"),
         (of_sigmas, [math.inf, 7], "sigmas has inf in it"),
         (of_sigmas, [7, -1], "sigmas has -1 in it"),
-        (of_sigmas, ["7", 3], "sigmas has 7 in it"),
+        (of_sigmas, ["7", 3], "sigmas has '7' in it"),
         (of_timesteps, [], "timesteps is an empty list; give numbers from 0 to 999"),
         (of_timesteps, [1000, 0], "timesteps has 1000 in it; this model takes numbers from 0 to 999"),
         (of_timesteps, [999, -1], "timesteps has -1 in it"),
