@@ -89,7 +89,7 @@ def test_exactly_n_falling_timesteps_for_every_n(spacing):
 @pytest.mark.parametrize("spacing", [name for name in SPACINGS if name not in OVER_T])
 @pytest.mark.parametrize("schedule", [SCHEDULE, SCHEDULES["zero_terminal_snr"]], ids=["sd", "zero_terminal_snr"])
 def test_exactly_n_falling_sigmas_for_every_n(spacing, schedule):
-    for n in range(1, 1001):
+    for n in range(1, 1001, 1 if schedule is SCHEDULE else 9):
         check(SPACINGS[spacing](schedule, n), schedule, n)
 
 
@@ -187,7 +187,7 @@ def test_beta():
     assert np.abs(np.array(timesteps("beta", 250)) - beta_rule(250)).max() < 2.5
 
 
-def test_distinct_moves_as_few_as_possible():
+def test_equal_timesteps_are_pushed_apart_and_others_stay():
     from ldm.models.diffusion.spacing import _distinct
 
     def moved(*t: float) -> list[float]:
