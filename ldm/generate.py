@@ -18,7 +18,6 @@ from ldm.hints import Hints, check_finite
 from ldm.models.diffusion import SAMPLERS
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.diffusion.guidance import guided, masked, switched
-from ldm.models.diffusion.spacing import SPACINGS
 from ldm.models.diffusion.step import Denoise, Step
 from ldm.models.diffusion.tiles import decoded, tiled
 from ldm.models.framing import Framing
@@ -110,7 +109,7 @@ def sample(
     if settings.sampled_steps == 0:
         return
     sampler, _ = SAMPLERS[settings.sampler]
-    sigmas = SPACINGS[settings.spacing](model.schedule, settings.steps)[-settings.sampled_steps - 1 :]
+    sigmas = settings.levels(model.schedule)
     seeds = [item.seed for item in batch]
     n = starting_noise(seeds, model.latent_shape(settings.height, settings.width)).to(model.device)  # (B, C, h, w)
     if hints.z is None or settings.strength in (None, 1):

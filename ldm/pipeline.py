@@ -24,9 +24,14 @@ class Options(TypedDict, total=False):
     negative_prompt: str | None  # None is "not given", which for SDXL is not the same as ""
     height: int | None  # pixels
     width: int | None
-    steps: int  # 30
-    sampler: str  # ddim
+    steps: int | None  # 30
+    sampler: str  # ddim; names of other programs do too, also with a spacing: "DPM++ 2M Karras"
     spacing: str | None
+    sigma_min: float | None  # where the spacing ends and begins, and its shape; not all have these
+    sigma_max: float | None
+    rho: float | None
+    sigmas: Sequence[float] | None  # the noise levels themselves, or
+    timesteps: Sequence[float] | None  # the training timesteps, instead of spacing and steps; falling
     eta: float | None
     guidance_scale: float | None
     seed: int  # 0; picture i of all has seed + i
@@ -169,7 +174,7 @@ def _settings(
         model,
         height,
         width,
-        options.get("steps", 30),
+        options.get("steps"),
         options.get("sampler", "ddim"),
         options.get("spacing"),
         options.get("eta"),
@@ -177,6 +182,11 @@ def _settings(
         strength,
         options.get("original_size"),
         options.get("crop"),
+        sigma_min=options.get("sigma_min"),
+        sigma_max=options.get("sigma_max"),
+        rho=options.get("rho"),
+        sigmas=options.get("sigmas"),
+        timesteps=options.get("timesteps"),
     )
 
 

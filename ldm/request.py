@@ -7,9 +7,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from ldm.models.diffusion import SAMPLERS
+from ldm.models.diffusion.levels import of_sigmas, of_timesteps, spaced
+from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.models.diffusion.spacing import SPACINGS
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.names import find_sampler, find_spacing
 
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 1000
@@ -32,12 +37,16 @@ class Settings:
     width: int
     steps: int
     sampler: str
-    spacing: str
+    spacing: str | None  # None: there are `sigmas`
     eta: float | None  # None: this sampler has none
     guidance_scale: float
     strength: float | None = None  # None: from noise alone
     original_size: tuple[int, int] | None = None  # (height, width) that SDXL is told, in pixels; None: the size drawn
     crop: tuple[int, int] | None = None  # and where in it, (top, left), the picture was cut out; None: (0, 0)
+    sigma_min: float | None = None  # of the spacing, None: its own
+    sigma_max: float | None = None
+    rho: float | None = None
+    sigmas: tuple[float, ...] | None = None  # noise levels of one's own, `steps` of them, without the final 0
 
     @property
     def sampled_steps(self) -> int:
@@ -47,6 +56,16 @@ class Settings:
         if self.strength == 0:
             return 0
         return max(1, math.floor(self.strength * self.steps + 0.5))
+
+    def levels(self, schedule: NoiseSchedule) -> Tensor:
+        """The noise levels that are visited, (sampled_steps + 1,): the last part of all, and a 0."""
+        if self.spacing is None:
+            assert self.sigmas is not None
+            sigmas = of_sigmas(schedule, self.sigmas)
+        else:
+            shape = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max, "rho": self.rho}
+            sigmas = spaced(schedule, self.steps, self.spacing, **shape)
+        return sigmas[-self.sampled_steps - 1 :]
 
 
 def make_items(prompt: str | Sequence[str], negative_prompt: str | None, seed: int, num_images: int = 1) -> list[Item]:
@@ -73,7 +92,7 @@ def resolve(
     model: LatentDiffusion,
     height: int | None = None,
     width: int | None = None,
-    steps: int = 30,
+    steps: int | None = None,
     sampler: str = "ddim",
     spacing: str | None = None,
     eta: float | None = None,
@@ -81,15 +100,23 @@ def resolve(
     strength: float | None = None,
     original_size: Sequence[int] | None = None,
     crop: Sequence[int] | None = None,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    rho: float | None = None,
+    sigmas: Sequence[float] | None = None,
+    timesteps: Sequence[float] | None = None,
 ) -> Settings:
-    """Checked settings with the model's and the sampler's defaults where None is given."""
-    if sampler not in SAMPLERS:
-        raise ValueError(f"there is no sampler {sampler!r}; there are {', '.join(SAMPLERS)}")
-    function, default_spacing = SAMPLERS[sampler]
-    spacing = default_spacing if spacing is None else spacing
-    if spacing not in SPACINGS:
-        raise ValueError(f"there is no spacing {spacing!r}; there are {', '.join(SPACINGS)}")
-    parameter = inspect.signature(function).parameters.get("eta")  # a sampler without one is never random
+    """Checked settings with the model's and the sampler's defaults where None is given.
+
+    sampler, spacing: by any name that `ldm.names` knows; a spacing wins over that of the sampler's name. sigmas or
+    timesteps, a list of either, take the place of a spacing and of steps (else 30).
+    """
+    shape = {"sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho}
+    own = _own_levels(model.schedule, sigmas, timesteps, {"spacing": spacing, **shape, "steps": steps})
+    steps = len(own) if own is not None else steps
+    steps = 30 if steps is None else steps
+    sampler, spacing = _chosen(sampler, spacing)
+    parameter = inspect.signature(SAMPLERS[sampler][0]).parameters.get("eta")  # without one it is never random
     if parameter is None and eta is not None:
         raise ValueError(f"eta is {eta:g}, but sampler {sampler} has none; leave it out or take ddim")
     if parameter is not None and eta is None:
@@ -107,7 +134,43 @@ def resolve(
     height, width = (model.image_size if side is None else side for side in (height, width))
     model.latent_shape(height, width)  # ValueError for a size that is not a multiple of the autoencoder's factor
     original_size, crop = _pixels(model, "original_size", original_size, 1), _pixels(model, "crop", crop, 0)
-    return Settings(height, width, steps, sampler, spacing, eta, float(scale), strength, original_size, crop)
+    chosen = (height, width, steps, sampler, None if own else spacing, eta, float(scale), strength, original_size, crop)
+    settings = Settings(*chosen, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho, sigmas=own)
+    settings.levels(model.schedule)  # ValueError for what the spacing does not have, or cannot do
+    return settings
+
+
+def _chosen(sampler: str, spacing: str | None) -> tuple[str, str]:
+    """Both by their names here; the spacing is the given one, else that of the sampler's name, else the sampler's."""
+    name, named = (sampler, None) if sampler in SAMPLERS else find_sampler(sampler)
+    if name not in SAMPLERS:
+        raise ValueError(f"there is no sampler {sampler!r}; there are {', '.join(SAMPLERS)}")
+    given = spacing if spacing is None or spacing in SPACINGS else find_spacing(spacing)
+    return name, next(one for one in (given, named, SAMPLERS[name][1]) if one is not None)
+
+
+def _own_levels(
+    schedule: NoiseSchedule,
+    sigmas: Sequence[float] | None,
+    timesteps: Sequence[float] | None,
+    beside: dict[str, str | float | None],
+) -> tuple[float, ...] | None:
+    """The sigmas of a list, which takes the place of what is `beside` it; None without one."""
+    if sigmas is not None and timesteps is not None:
+        raise ValueError("sigmas and timesteps are both given; leave one of the lists out")
+    if sigmas is not None:
+        levels = of_sigmas(schedule, sigmas)
+    elif timesteps is not None:
+        levels = of_timesteps(schedule, timesteps)
+    else:
+        return None
+    own = tuple(levels[:-1].tolist())
+    for name, value in beside.items():
+        if value is not None and (name, value) != ("steps", len(own)):
+            raise ValueError(
+                f"{name} is {value}, but a list of {len(own)} noise levels is given; leave one of them out"
+            )
+    return own
 
 
 def _pixels(model: LatentDiffusion, name: str, pair: Sequence[int] | None, least: int) -> tuple[int, int] | None:

@@ -141,4 +141,9 @@ def _settings(
         strength=strength,
         original_size=options.original_size,
         crop=options.crop,
+        sigma_min=options.sigma_min,
+        sigma_max=options.sigma_max,
+        rho=options.rho,
+        sigmas=options.sigmas,
+        timesteps=options.timesteps,
     )

@@ -19,6 +19,7 @@ from ldm import images
 from ldm.checkpoint.load import weights_path
 from ldm.generate import Result
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.names import SAMPLERS, SPACINGS
 from ldm.png import parameters_text, read_request, text_chunks
 from ldm.request import Item, Settings
 
@@ -26,6 +27,8 @@ OPTIONS = {"guidance_scale": "scale", "height": "H", "width": "W"}  # settings w
 KINDS: dict[str, tuple[type, ...]] = {  # what a setting of each type is in JSON; others are numbers or nothing
     "int": (int,),
     "str": (str,),
+    "str | None": (str, type(None)),
+    "tuple[float, ...] | None": (list, type(None)),
     "tuple[int, int] | None": (list, type(None)),
 }
 DTYPES = {"full": torch.float32, "autocast": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -106,8 +109,11 @@ def describe(result: Result, made_by: dict[str, Any], shows: str = "picture") ->
         item.negative_prompt,
         {
             "Steps": settings.steps,
-            "Sampler": settings.sampler.upper(),
-            "Schedule type": settings.spacing.capitalize(),
+            "Sampler": SAMPLERS[settings.sampler][0],
+            "Schedule type": None if settings.spacing is None else SPACINGS[settings.spacing][0],
+            "Schedule max sigma": settings.sigma_max,
+            "Schedule min sigma": settings.sigma_min,
+            "Schedule rho": settings.rho,
             "CFG scale": settings.guidance_scale,
             "Seed": item.seed,
             "Size": f"{settings.width}x{settings.height}",
