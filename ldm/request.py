@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ldm.models.diffusion import SAMPLERS
 from ldm.models.diffusion.spacing import SPACINGS
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.noise import Seed, Variation
 
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 1000
@@ -22,6 +23,15 @@ class Item:
     prompt: str
     negative_prompt: str | None = None  # None: not given, which some models tell from ""
     seed: int = 0
+    variation_seed: int | None = None
+    variation_strength: float = 0.0  # how far its noise is turned from that of seed to that of variation_seed, 0 … 1
+
+    @property
+    def noise_seed(self) -> Seed:
+        """What all noise of the picture is drawn from."""
+        if self.variation_seed is None or self.variation_strength == 0:
+            return self.seed
+        return Variation(self.seed, self.variation_seed, self.variation_strength)
 
 
 @dataclass(frozen=True)
@@ -49,19 +59,50 @@ class Settings:
         return max(1, math.floor(self.strength * self.steps + 0.5))
 
 
-def make_items(prompt: str | Sequence[str], negative_prompt: str | None, seed: int, num_images: int = 1) -> list[Item]:
-    """`num_images` items for each prompt, item i of all with seed + i."""
+def make_items(
+    prompt: str | Sequence[str],
+    negative_prompt: str | None,
+    seed: int,
+    num_images: int = 1,
+    variation_seed: int | None = None,
+    variation_strength: float | None = None,
+) -> list[Item]:
+    """`num_images` items for each prompt, item i of all with seed + i.
+
+    With a variation_strength above 0 all have `seed`, and item i has variation_seed + i: variations of one picture.
+    """
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     if not prompts:
         raise ValueError("the list of prompts is empty; give at least one")
     if num_images < 1:
         raise ValueError(f"num_images is {num_images}; ask for at least 1")
-    last = seed + len(prompts) * num_images - 1
-    if not 0 <= seed <= last <= MAX_SEED:
-        raise ValueError(f"seed {seed} with {last - seed + 1} images leaves 0 … {MAX_SEED}; choose one inside")
     repeated = [text for text in prompts for _ in range(num_images)]
     negative = None if negative_prompt is None else clean(negative_prompt)
-    return [Item(clean(text), negative, seed + i) for i, text in enumerate(repeated)]
+    seeds = make_seeds(len(repeated), seed, variation_seed, variation_strength)
+    return [Item(clean(text), negative, *own) for text, own in zip(repeated, seeds, strict=True)]
+
+
+def make_seeds(
+    count: int, seed: int, variation_seed: int | None = None, variation_strength: float | None = None
+) -> list[tuple[int, int | None, float]]:
+    """(seed, variation_seed, variation_strength) of each of `count` items, checked."""
+    strength = 0.0 if variation_strength is None else variation_strength
+    if not 0 <= strength <= 1:
+        raise ValueError(f"variation_strength is {strength}; it can be 0 (the picture of seed) … 1 (of variation_seed)")
+    if variation_seed is not None and variation_strength is None:
+        raise ValueError(f"variation_seed is {variation_seed}, and nothing says how far; give variation_strength too")
+    if variation_seed is None and strength > 0:
+        raise ValueError(f"variation_strength is {strength}, and nothing says where to; give variation_seed too")
+    if variation_seed is None or strength == 0:
+        return [(number, None, 0.0) for number in _numbers("seed", seed, count)]
+    _numbers("seed", seed, 1)
+    return [(seed, number, strength) for number in _numbers("variation_seed", variation_seed, count)]
+
+
+def _numbers(name: str, first: int, count: int) -> range:
+    if not 0 <= first <= first + count - 1 <= MAX_SEED:
+        raise ValueError(f"{name} {first} with {count} images leaves 0 … {MAX_SEED}; choose one inside")
+    return range(first, first + count)
 
 
 def clean(text: str) -> str:
@@ -89,7 +130,7 @@ def resolve(
     spacing = default_spacing if spacing is None else spacing
     if spacing not in SPACINGS:
         raise ValueError(f"there is no spacing {spacing!r}; there are {', '.join(SPACINGS)}")
-    parameter = inspect.signature(function).parameters.get("eta")  # a sampler without one is never random
+    parameter = inspect.signature(function).parameters.get("eta")
     if parameter is None and eta is not None:
         raise ValueError(f"eta is {eta:g}, but sampler {sampler} has none; leave it out or take ddim")
     if parameter is not None and eta is None:

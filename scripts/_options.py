@@ -8,7 +8,19 @@ import math
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-SAMPLERS = ("ddim", "ddpm")  # those of ldm.models.diffusion, which would cost torch's import here; a test compares them
+SAMPLERS = (  # those of ldm.models.diffusion, which would cost torch's import here; a test compares them
+    "ddim",
+    "ddpm",
+    "euler_ancestral",
+    "dpm_2_ancestral",
+    "dpmpp_2s_ancestral",
+    "dpmpp_sde",
+    "dpmpp_2m_sde",
+    "dpmpp_2m_sde_heun",
+    "dpmpp_3m_sde",
+    "lcm",
+    "tcd",
+)
 SPACINGS = ("uniform", "trailing", "linspace")
 PRECISIONS = ("full", "autocast", "fp16", "bf16")
 MAX_SEED = 2**32 - 1
@@ -245,6 +257,8 @@ def make_parser(command: str) -> Parser:
         ("--W --width", side, "PX", "width, a multiple of 8 (the model's own)"),
         *SIZES,
         ("--seed", seed, "N", "picture i has seed N + i (0); -1 or random draws one and prints it"),
+        ("--variation-seed", seed, "N", "vary the picture of --seed towards this one's; picture i varies by N + i"),
+        ("--variation-strength", number(0, 1), "V", "how far: 0 is the picture of --seed, 1 that of N"),
         ("--fixed-code", True, None, "every batch has the seeds of the first"),
     )
     group(
