@@ -35,6 +35,8 @@ class Options(TypedDict, total=False):
     eta: float | None
     guidance_scale: float | None
     seed: int  # 0; picture i of all has seed + i
+    variation_seed: int | None  # at a strength above 0 all have `seed`, and picture i varies it by variation_seed + i
+    variation_strength: float | None  # 0 is the picture of seed, 1 that of the variation seed
     num_images: int  # of each prompt: 1
     batch_size: int  # drawn together: 4
     on_step: OnStep | None  # called after each step
@@ -191,7 +193,14 @@ def _settings(
 
 
 def _items(prompt: str | Sequence[str], options: Options) -> list[Item]:
-    return make_items(prompt, options.get("negative_prompt"), options.get("seed", 0), options.get("num_images", 1))
+    return make_items(
+        prompt,
+        options.get("negative_prompt"),
+        options.get("seed", 0),
+        options.get("num_images", 1),
+        options.get("variation_seed"),
+        options.get("variation_strength"),
+    )
 
 
 class Loop(TypedDict):

@@ -275,6 +275,8 @@ def make_parser(command: str) -> Parser:
         ("--W --width", side, "PX", "width, a multiple of 8 (the model's own)"),
         *SIZES,
         ("--seed", seed, "N", "picture i has seed N + i (0); -1 or random draws one and prints it"),
+        ("--variation-seed", seed, "N", "vary the picture of --seed towards this one's; picture i varies by N + i"),
+        ("--variation-strength", number(0, 1), "V", "how far: 0 is the picture of --seed, 1 that of N"),
         ("--fixed-code", True, None, "every batch has the seeds of the first"),
     )
     group(

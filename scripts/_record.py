@@ -120,6 +120,8 @@ def describe(result: Result, made_by: dict[str, Any], shows: str = "picture") ->
             "Model hash": made_by["model"]["sha256"][:10],
             "Model": Path(made_by["model"]["name"]).stem,
             "VAE": parts.get("vae"),
+            "Variation seed": item.variation_seed,
+            "Variation seed strength": item.variation_strength or None,
             "Denoising strength": settings.strength,
             "Eta": settings.eta,
             "Refiner": parts.get("refiner"),
@@ -175,8 +177,14 @@ def take_over(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _item(one: dict[str, Any]) -> Item:
-    negative = one["negative_prompt"]
-    return Item(str(one["prompt"]), None if negative is None else str(negative), int(one["seed"]))
+    negative, other = one["negative_prompt"], one.get("variation_seed")  # older pictures have none
+    return Item(
+        str(one["prompt"]),
+        None if negative is None else str(negative),
+        int(one["seed"]),
+        None if other is None else int(other),
+        float(one.get("variation_strength", 0)),
+    )
 
 
 def compare(original: str, remade: Path) -> int:

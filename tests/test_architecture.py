@@ -33,7 +33,7 @@ RANKS = [  # a file imports from lower ranks, and from its own entry's folder
     ["ldm.training"],
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
-SAMPLERS = {"ddim", "ddpm", "step", "spacing", "levels"}
+SAMPLERS = {"ancestral", "consistency", "ddim", "ddpm", "dpmpp_sde", "step", "spacing", "levels"}
 
 
 def module_name(path: Path) -> str:
