@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from ldm.guidance import CFG_PP_SCALE, Guidance
 from ldm.models.diffusion import SAMPLERS
 from ldm.models.diffusion.spacing import SPACINGS
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -22,6 +23,7 @@ class Item:
     prompt: str
     negative_prompt: str | None = None  # None: not given, which some models tell from ""
     seed: int = 0
+    guidance_scale: float | None = None  # None: that of the settings
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Settings:
     strength: float | None = None  # None: from noise alone
     original_size: tuple[int, int] | None = None  # (height, width) that SDXL is told, in pixels; None: the size drawn
     crop: tuple[int, int] | None = None  # and where in it, (top, left), the picture was cut out; None: (0, 0)
+    guidance: Guidance = Guidance()
 
     @property
     def sampled_steps(self) -> int:
@@ -64,6 +67,14 @@ def make_items(prompt: str | Sequence[str], negative_prompt: str | None, seed: i
     return [Item(clean(text), negative, seed + i) for i, text in enumerate(repeated)]
 
 
+def with_scales(items: Sequence[Item], scales: Sequence[float], guidance: Guidance | None = None) -> list[Item]:
+    """Item i with guidance scale i of `scales`, which begin again where they end. ValueError for one left over."""
+    if not 0 < len(scales) <= len(items):
+        raise ValueError(f"{len(scales)} guidance scales for {len(items)} pictures; draw as many pictures, or more")
+    checked = [(guidance or Guidance()).check_scale(scale) for scale in scales]
+    return [replace(item, guidance_scale=checked[i % len(checked)]) for i, item in enumerate(items)]
+
+
 def clean(text: str) -> str:
     """A prompt that can be encoded and stored: no NUL, lone surrogates replaced, ends stripped."""
     return text.replace("\0", " ").encode("utf-8", "replace").decode().strip()
@@ -81,6 +92,7 @@ def resolve(
     strength: float | None = None,
     original_size: Sequence[int] | None = None,
     crop: Sequence[int] | None = None,
+    guidance: Guidance | None = None,
 ) -> Settings:
     """Checked settings with the model's and the sampler's defaults where None is given."""
     if sampler not in SAMPLERS:
@@ -99,15 +111,16 @@ def resolve(
         raise ValueError(f"steps is {steps}; it can be 1 … {most}")
     if eta is not None and not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; it can be 0 (nothing random in a step) … 1")
-    scale = model.guidance_scale if guidance_scale is None else guidance_scale
-    if not math.isfinite(scale):
-        raise ValueError(f"guidance_scale is {scale}; it must be a finite number, such as {model.guidance_scale:g}")
+    guidance = Guidance() if guidance is None else guidance
+    guidance.check(model, sampler)
+    default_scale = CFG_PP_SCALE if guidance.cfg_pp else model.guidance_scale
+    scale = guidance.check_scale(default_scale if guidance_scale is None else guidance_scale)
     if strength is not None and not 0 <= strength <= 1:
         raise ValueError(f"strength is {strength}; it can be 0 (the picture as it is) … 1 (nothing left of it)")
     height, width = (model.image_size if side is None else side for side in (height, width))
     model.latent_shape(height, width)  # ValueError for a size that is not a multiple of the autoencoder's factor
     original_size, crop = _pixels(model, "original_size", original_size, 1), _pixels(model, "crop", crop, 0)
-    return Settings(height, width, steps, sampler, spacing, eta, float(scale), strength, original_size, crop)
+    return Settings(height, width, steps, sampler, spacing, eta, scale, strength, original_size, crop, guidance)
 
 
 def _pixels(model: LatentDiffusion, name: str, pair: Sequence[int] | None, least: int) -> tuple[int, int] | None:

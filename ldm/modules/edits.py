@@ -85,7 +85,7 @@ def freeu(network: nn.Module, b1: float, b2: float, s1: float, s2: float) -> Ite
         raise ValueError(f"FreeU changes the way up of a UNet, and this is a {type(network).__name__}; leave it out")
     before = network.mid_block.resnets[-1]
     with ExitStack() as hooks:
-        for block, b, s in zip(network.up_blocks, (b1, b2), (s1, s2), strict=False):
+        for block, (b, s) in zip(network.up_blocks[:2], [(b1, s1), (b2, s2)][: len(network.up_blocks)], strict=True):
             assert isinstance(block, UpBlock)
             for resnet in block.resnets:  # its input: what the one before made, and a tensor of the way down
                 hook = partial(_reweigh, _width(before), b, s)
