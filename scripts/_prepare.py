@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 
+from _guidance import make_guidance
 from _record import picture_files
 from PIL import Image
 
@@ -137,8 +138,9 @@ def _settings(
         sampler=options.sampler,
         spacing=options.spacing,
         eta=options.eta,
-        guidance_scale=options.scale,
+        guidance_scale=options.scale[0] if options.scale else None,
         strength=strength,
         original_size=options.original_size,
         crop=options.crop,
+        guidance=make_guidance(options),
     )

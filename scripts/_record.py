@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _guidance import parameters, take_over_guidance
 from _options import OWN_DEFAULTS, PARTS, PICTURES, REFINE_AT
 from PIL import ImageChops
 from PIL.PngImagePlugin import PngInfo
@@ -22,7 +23,7 @@ from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.png import parameters_text, read_request, text_chunks
 from ldm.request import Item, Settings
 
-OPTIONS = {"guidance_scale": "scale", "height": "H", "width": "W"}  # settings whose option has another name
+OPTIONS = {"height": "H", "width": "W"}  # settings whose option has another name
 KINDS: dict[str, tuple[type, ...]] = {  # what a setting of each type is in JSON; others are numbers or nothing
     "int": (int,),
     "str": (str,),
@@ -108,7 +109,7 @@ def describe(result: Result, made_by: dict[str, Any], shows: str = "picture") ->
             "Steps": settings.steps,
             "Sampler": settings.sampler.upper(),
             "Schedule type": settings.spacing.capitalize(),
-            "CFG scale": settings.guidance_scale,
+            "CFG scale": settings.guidance_scale if item.guidance_scale is None else item.guidance_scale,
             "Seed": item.seed,
             "Size": f"{settings.width}x{settings.height}",
             "Model hash": made_by["model"]["sha256"][:10],
@@ -118,6 +119,7 @@ def describe(result: Result, made_by: dict[str, Any], shows: str = "picture") ->
             "Eta": settings.eta,
             "Refiner": parts.get("refiner"),
             "Refiner switch at": made_by["model"]["refine_at"],
+            **parameters(settings.guidance, parts.get("autoguide")),
             "Version": f"ldm {made_by['version']}",
         },
     )
@@ -133,7 +135,10 @@ def take_over(options: argparse.Namespace) -> dict[str, Any]:
         )
     try:
         settings, model, pictures = request["settings"], request["model"], request["pictures"]
+        take_over_guidance(options, settings)
         for field in fields(Settings):
+            if field.name in ("guidance_scale", "guidance"):
+                continue
             value = settings.get(field.name, field.default)  # pictures made before there was a field have its default
             kinds = KINDS.get(str(field.type), (int, float, type(None)))
             if value is MISSING or not isinstance(value, kinds):
@@ -169,8 +174,13 @@ def take_over(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _item(one: dict[str, Any]) -> Item:
-    negative = one["negative_prompt"]
-    return Item(str(one["prompt"]), None if negative is None else str(negative), int(one["seed"]))
+    negative, scale = one["negative_prompt"], one.get("guidance_scale")
+    return Item(
+        str(one["prompt"]),
+        None if negative is None else str(negative),
+        int(one["seed"]),
+        guidance_scale=None if scale is None else float(scale),
+    )
 
 
 def compare(original: str, remade: Path) -> int:
