@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from ldm import images
+from ldm.guidance import Guidance
 from ldm.hints import Hints, check_finite
 from ldm.models.autoencoder import IdentityAutoencoder
 from ldm.models.diffusion import SAMPLERS
@@ -153,18 +154,22 @@ def _denoise(
     cond, uncond = _told(model, batch, settings, hints), None
     if guidance.cfg_pp or any(scale != 1 for scale in scales):
         uncond = _told(model, batch, settings, hints, negative=True)
-    denoiser: ConditionalDenoise = model.denoiser
-    if guidance.freeu is not None:
-        denoiser = edited(denoiser, partial(freeu, model.unet, *guidance.freeu))
-    denoiser = _tiled(denoiser, hints)
+    denoiser = _network(model, hints, guidance)
     others = [Away(cond, guidance.pag, edit=partial(identity_attention, model.unet, guidance.pag_layers))]
     if worse is not None:
-        cond_of_worse = _told(worse, batch, settings, hints)
-        others.append(Away(cond_of_worse, guidance.autoguide - 1, _tiled(worse.denoiser, hints)))
+        others.append(Away(_told(worse, batch, settings, hints), guidance.autoguide - 1, _network(worse, hints)))
     led = guided(denoiser, cond, uncond, scales, others=others, keep_uncond=guidance.cfg_pp)
     unguided = guided(denoiser, cond, None, 1.0)
     limit = 1.0 if isinstance(model.autoencoder, IdentityAutoencoder) else None
     return guidance.corrected(led, unguided, sigmas, settings.eta or 0.0, limit)
+
+
+def _network(model: LatentDiffusion, hints: Hints, guidance: Guidance | None = None) -> ConditionalDenoise:
+    """A model's network as it is asked: changed by FreeU, and tile by tile."""
+    denoiser: ConditionalDenoise = model.denoiser
+    if guidance is not None and guidance.freeu is not None:
+        denoiser = edited(denoiser, partial(freeu, model.unet, *guidance.freeu))
+    return denoiser if hints.tiles is None else tiled(denoiser, *hints.tiles)
 
 
 def _told(
@@ -178,10 +183,6 @@ def _told(
     else:
         cond = model.condition([item.prompt for item in batch], framing)
     return _shown(model, cond, batch, hints, negative)
-
-
-def _tiled(denoiser: ConditionalDenoise, hints: Hints) -> ConditionalDenoise:
-    return denoiser if hints.tiles is None else tiled(denoiser, *hints.tiles)
 
 
 def _decode(model: LatentDiffusion, z: Tensor, hints: Hints) -> Tensor:

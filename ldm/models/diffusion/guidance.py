@@ -57,7 +57,7 @@ class Away:
     cond: Conditioning
     weight: PerImage
     denoiser: ConditionalDenoise | None = None  # None: the one that is guided
-    edit: Edit | None = None
+    edit: Edit | None = None  # of a network that is given the rows of a batch as they are: all, in their order
 
 
 def guided(
