@@ -90,7 +90,11 @@ def test_each_changes_the_picture_and_leaves_no_trace(tiny: LatentDiffusion, gui
 def test_with_everything_an_image_is_the_same_alone_and_in_a_batch(
     tiny: LatentDiffusion, worse: LatentDiffusion
 ) -> None:
-    items = [Item("a red cube", "fog", 3), Item("a cone", "", 4, 0.2), Item("", None, 5, 1.0)]
+    items = [
+        Item("a red cube", "fog", 3),
+        Item("a cone", "", 4, guidance_scale=0.2),
+        Item("", None, 5, guidance_scale=1.0),
+    ]
     how: dict[str, Any] = {"guidance": EVERYTHING, "autoguide": worse, "eta": 0.5}
     together = draw(tiny, *items, **how)
     for i, item in enumerate(items):

@@ -8,6 +8,8 @@ from torch import Tensor
 from ldm.models.diffusion.guidance import Estimates, Guided
 from ldm.models.diffusion.step import intervals, split
 
+ROUNDING = 1e-6  # relative: a sampler may ask at a level that went through float32
+
 
 def within(inside: Guided, outside: Guided, low: float, high: float) -> Guided:
     """Guidance in an interval, Kynkäänniemi et al. 2024, arXiv:2404.07724: `inside` where low <= sigma <= high,
@@ -60,7 +62,8 @@ def cfg_pp(guided: Guided, sigmas: Tensor, eta: float = 0.0) -> Guided:
     x0 + r (x - x0), r = sigma_down / sigma, and wants x0_guided + r (x - x0_uncond): which is what it makes of
     x0_uncond + (x0_guided - x0_uncond) / (1 - r). So this is exact for each sampler that takes one such step between
     neighbours in `sigmas` (ddim, ddpm, euler, euler_ancestral), with its eta, and for no other; a `Step.x0` on the way
-    shows that exaggerated estimate. Where no unconditional estimate was asked for, x0 is left alone.
+    shows that exaggerated estimate. ValueError where it is asked at another level, as churn would have it. Where no
+    unconditional estimate was asked for, x0 is left alone.
     """
     levels = intervals(sigmas)
 
@@ -69,6 +72,8 @@ def cfg_pp(guided: Guided, sigmas: Tensor, eta: float = 0.0) -> Guided:
         if found.uncond is None:
             return found
         start, end = min(levels, key=lambda pair: abs(pair[0] - level))
+        if abs(start - level) > ROUNDING * start:
+            raise ValueError(f"CFG++ has no step from sigma {level:g}, which is none of those visited; leave churn out")
         sigma_down, _ = split(start, end, eta)
         return found._replace(x0=found.uncond + (found.x0 - found.uncond) / (1 - sigma_down / start))
 

@@ -130,6 +130,13 @@ def test_cfg_pp_at_0_is_unconditional_and_at_1_is_not_conditional(denoiser, cond
     assert cfg_pp(cond, SIGMAS)(x, HIGH).equal(cond(x, HIGH))  # which asks for no unconditional estimate
 
 
+def test_cfg_pp_has_no_step_from_between_the_levels(denoiser, conds, normal):
+    denoise = cfg_pp(guided(denoiser, *conds, 0.6), SIGMAS)
+    assert torch.isfinite(denoise(normal("x"), torch.tensor(0.7, dtype=torch.float32))).all()  # a rounded one
+    with pytest.raises(ValueError, match=r"no step from sigma 6.6, which is none of those visited; leave churn out"):
+        denoise(normal("x"), torch.tensor(6.6))
+
+
 def test_cfg_pp_of_a_walk_that_ends_above_0(denoiser, conds, normal, last):
     x, sigmas = 14 * normal("x"), SIGMAS[:4]
     ours = last(ddim(cfg_pp(guided(denoiser, *conds, 0.6), sigmas), x, sigmas, noise=None))
