@@ -10,9 +10,10 @@ from PIL import Image
 
 from ldm import hints, images, masks
 from ldm.generate import OnStep, Result, generate
+from ldm.guidance import Guidance
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.refiner import Refiner
-from ldm.request import Item, Settings, canvas_size, make_items, picture_size, resolve
+from ldm.refiner import Refiner, check_latents
+from ldm.request import Item, Settings, canvas_size, make_items, picture_size, resolve, with_scales
 
 Picture = Image.Image | str | Path
 
@@ -33,7 +34,9 @@ class Options(TypedDict, total=False):
     sigmas: Sequence[float] | None  # the noise levels themselves, or
     timesteps: Sequence[float] | None  # the training timesteps, instead of spacing and steps; falling
     eta: float | None
-    guidance_scale: float | None
+    guidance_scale: float | Sequence[float] | None  # several: picture i has the i-th, and they begin again
+    guidance: Guidance | None  # what else it is guided by: rescaling, an interval, PAG, …
+    autoguide: LatentDiffusion | None  # a worse model, to lead away from
     seed: int  # 0; picture i of all has seed + i
     variation_seed: int | None  # at a strength above 0 all have `seed`, and picture i varies it by variation_seed + i
     variation_strength: float | None  # 0 is the picture of seed, 1 that of the variation seed
@@ -180,7 +183,7 @@ def _settings(
         options.get("sampler", "ddim"),
         options.get("spacing"),
         options.get("eta"),
-        options.get("guidance_scale"),
+        _first_scale(options),
         strength,
         options.get("original_size"),
         options.get("crop"),
@@ -189,11 +192,12 @@ def _settings(
         rho=options.get("rho"),
         sigmas=options.get("sigmas"),
         timesteps=options.get("timesteps"),
+        guidance=options.get("guidance"),
     )
 
 
 def _items(prompt: str | Sequence[str], options: Options) -> list[Item]:
-    return make_items(
+    items = make_items(
         prompt,
         options.get("negative_prompt"),
         options.get("seed", 0),
@@ -201,16 +205,31 @@ def _items(prompt: str | Sequence[str], options: Options) -> list[Item]:
         options.get("variation_seed"),
         options.get("variation_strength"),
     )
+    scales = options.get("guidance_scale")
+    return with_scales(items, scales, options.get("guidance")) if isinstance(scales, Sequence) else items
+
+
+def _first_scale(options: Options) -> float | None:
+    scale = options.get("guidance_scale")
+    return next(iter(scale), None) if isinstance(scale, Sequence) else scale
 
 
 class Loop(TypedDict):
     batch_size: int
     on_step: OnStep | None
     refiner: Refiner | None
+    autoguide: LatentDiffusion | None
 
 
 def _loop(model: LatentDiffusion, options: Options) -> Loop:
-    refiner = options.get("refiner")
+    refiner, autoguide = options.get("refiner"), options.get("autoguide")
     if refiner is not None:
         refiner.check(model)
-    return {"batch_size": options.get("batch_size", 4), "on_step": options.get("on_step"), "refiner": refiner}
+    if autoguide is not None:
+        check_latents(model, autoguide, "autoguide")
+    return {
+        "batch_size": options.get("batch_size", 4),
+        "on_step": options.get("on_step"),
+        "refiner": refiner,
+        "autoguide": autoguide,
+    }

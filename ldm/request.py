@@ -5,10 +5,11 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from ldm.guidance import CFG_PP_SCALE, Guidance
 from ldm.models.diffusion import SAMPLERS
 from ldm.models.diffusion.levels import of_sigmas, of_timesteps, spaced
 from ldm.models.diffusion.schedule import NoiseSchedule
@@ -30,6 +31,8 @@ class Item:
     seed: int = 0
     variation_seed: int | None = None
     variation_strength: float = 0.0  # how far its noise is turned from that of seed to that of variation_seed, 0 … 1
+
+    guidance_scale: float | None = None  # None: that of the settings
 
     @property
     def noise_seed(self) -> Seed:
@@ -57,6 +60,7 @@ class Settings:
     sigma_max: float | None = None
     rho: float | None = None
     sigmas: tuple[float, ...] | None = None  # noise levels of one's own, `steps` of them, without the final 0
+    guidance: Guidance = Guidance()
 
     @property
     def sampled_steps(self) -> int:
@@ -124,6 +128,14 @@ def _numbers(name: str, first: int, count: int) -> range:
     return range(first, first + count)
 
 
+def with_scales(items: Sequence[Item], scales: Sequence[float], guidance: Guidance | None = None) -> list[Item]:
+    """Item i with guidance scale i of `scales`, which begin again where they end. ValueError for one left over."""
+    if not 0 < len(scales) <= len(items):
+        raise ValueError(f"{len(scales)} guidance scales for {len(items)} pictures; draw as many pictures, or more")
+    checked = [(guidance or Guidance()).check_scale(scale) for scale in scales]
+    return [replace(item, guidance_scale=checked[i % len(checked)]) for i, item in enumerate(items)]
+
+
 def clean(text: str) -> str:
     """A prompt that can be encoded and stored: no NUL, lone surrogates replaced, ends stripped."""
     return text.replace("\0", " ").encode("utf-8", "replace").decode().strip()
@@ -146,6 +158,7 @@ def resolve(
     rho: float | None = None,
     sigmas: Sequence[float] | None = None,
     timesteps: Sequence[float] | None = None,
+    guidance: Guidance | None = None,
 ) -> Settings:
     """Checked settings with the model's and the sampler's defaults where None is given.
 
@@ -167,16 +180,17 @@ def resolve(
         raise ValueError(f"steps is {steps}; it can be 1 … {most}")
     if eta is not None and not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; it can be 0 (nothing random in a step) … 1")
-    scale = model.guidance_scale if guidance_scale is None else guidance_scale
-    if not math.isfinite(scale):
-        raise ValueError(f"guidance_scale is {scale}; it must be a finite number, such as {model.guidance_scale:g}")
+    guidance = Guidance() if guidance is None else guidance
+    guidance.check(model, sampler)
+    default_scale = CFG_PP_SCALE if guidance.cfg_pp else model.guidance_scale
+    scale = guidance.check_scale(default_scale if guidance_scale is None else guidance_scale)
     if strength is not None and not 0 <= strength <= 1:
         raise ValueError(f"strength is {strength}; it can be 0 (the picture as it is) … 1 (nothing left of it)")
     height, width = (model.image_size if side is None else side for side in (height, width))
     model.latent_shape(height, width)  # ValueError for a size that is not a multiple of the autoencoder's factor
     original_size, crop = _pixels(model, "original_size", original_size, 1), _pixels(model, "crop", crop, 0)
-    chosen = (height, width, steps, sampler, None if own else spacing, eta, float(scale), strength, original_size, crop)
-    settings = Settings(*chosen, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho, sigmas=own)
+    chosen = (height, width, steps, sampler, None if own else spacing, eta, scale, strength, original_size, crop)
+    settings = Settings(*chosen, sigma_min, sigma_max, rho, own, guidance)
     settings.levels(model.schedule)  # ValueError for what the spacing does not have, or cannot do
     return settings
 

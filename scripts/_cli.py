@@ -132,6 +132,12 @@ def _check(options: argparse.Namespace) -> None:
     if getattr(options, counted) + count - 1 > MAX_SEED:
         first, name = getattr(options, counted), counted.replace("_", "-")
         raise Usage(f"--{name}: {first} and the {count - 1} after it leave 0 … {MAX_SEED}; begin lower")
+    if options.scale is not None and len(options.scale) > count:
+        raise Usage(f"--scale: {len(options.scale)} scales for {count} pictures; --n-iter or --n-samples draws more")
+    if options.autoguide_scale is not None and options.autoguide is None:
+        raise Usage("--autoguide-scale: there is no model to lead away from; name one with --autoguide")
+    if options.pag_layers is not None and not options.pag:
+        raise Usage("--pag-layers: nothing is perturbed; give --pag a scale, such as 3")
     if options.refine_at is not None and options.refiner is None:
         raise Usage("--refine-at: there is no refiner that could begin; name one with --refiner")
     for name in PICTURES:

@@ -24,7 +24,7 @@ ELSEWHERE = {"--mask": "inpaint", "--depth": "depth2img"}  # options people may 
 
 PICTURES = ("init_img", "mask", "depth")  # options that name pictures to draw from
 REFINE_AT = 0.8
-PARTS = ("vae", "text_encoder", "refiner")  # options that name other files of weights than --model
+PARTS = ("vae", "text_encoder", "refiner", "autoguide")  # options that name other files of weights than --model
 OWN_DEFAULTS: dict[str, dict[str, Any]] = {  # what one command alone has, besides pictures
     "txt2img": {},
     "img2img": {"strength": 0.75},
@@ -86,6 +86,23 @@ def pair(shown: str, least: int) -> Callable[[str], tuple[int, int]]:
         return int(first), int(second)
 
     return convert
+
+
+def several(count: int | None, low: float, high: float, example: str) -> Callable[[str], tuple[float, ...]]:
+    """Numbers apart by commas: `count` of them, or, where that is None, one or more."""
+    each = number(low, high)
+
+    def convert(text: str) -> tuple[float, ...]:
+        words = text.split(",")
+        if count is not None and len(words) != count:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {count} numbers apart by commas, such as {example}")
+        return tuple(each(word) for word in words)
+
+    return convert
+
+
+def names(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(","))
 
 
 def numbers(text: str) -> list[str]:
@@ -177,6 +194,24 @@ LEVELS: tuple[Option, ...] = (
     ("--rho", number(0.1, 100), "R", "shape of karras (7) and polyexponential (1)"),
     ("--sigmas", falling, "S,S,…", "noise levels of your own, falling, instead of --steps and --spacing"),
     ("--timesteps", falling, "T,T,…", "the same as training timesteps, 999,850,…"),
+)
+ANY = (-math.inf, math.inf)
+GUIDANCE: tuple[Option, ...] = (
+    (
+        "--scale",
+        several(None, *ANY, "7.5"),
+        "G[,G…]",
+        "guidance scale (the model's; 1 is none); several take turns",
+    ),
+    ("--guidance-rescale", number(0, 1), "PHI", "bring the contrast back that guidance adds, 0 … 1; 0.7 is usual (0)"),
+    ("--dynamic-threshold", number(0, 1), "P", "clip to the percentile P, 0 … 1, and scale back; 0.995 is usual"),
+    ("--guidance-interval", several(2, 0, math.inf, "0.3,5"), "LO,HI", "guide at noise levels sigma LO … HI only"),
+    ("--cfg-pp", True, None, "CFG++: renoise without guidance; --scale is 0 … 1 then (0.6)"),
+    ("--pag --pag-scale", number(*ANY), "S", "perturbed-attention guidance; 3 is usual (0)"),
+    ("--pag-layers", names, "NAME,…", "whose self-attention it perturbs (mid_block)"),
+    ("--freeu", several(4, *ANY, "1.3,1.4,0.9,0.2"), "B1,B2,S1,S2", "FreeU; 1.3,1.4,0.9,0.2 is usual (1,1,1,1)"),
+    ("--autoguide", str, "FILE", "a worse model, to lead away from"),
+    ("--autoguide-scale", number(*ANY), "W", "and how far; 1 is not at all (2)"),
 )
 WEIGHTS: tuple[Option, ...] = (
     ("--ema", bool, None, "the averaged UNet or the plain one, where a file has both (plain)"),
@@ -270,7 +305,6 @@ def make_parser(command: str) -> Parser:
         ("--steps --ddim-steps", whole(1, 1000), "N", "denoising steps, exactly (30)"),
         *LEVELS,
         ("--eta --ddim-eta", number(0, 1), "E", "fresh noise in each step, 0 … 1 (the sampler's own)"),
-        ("--scale", number(-math.inf, math.inf), "G", "guidance scale (the model's own; 1 is none)"),
         ("--H --height", side, "PX", "height, a multiple of 8 (the model's own)"),
         ("--W --width", side, "PX", "width, a multiple of 8 (the model's own)"),
         *SIZES,
@@ -279,6 +313,7 @@ def make_parser(command: str) -> Parser:
         ("--variation-strength", number(0, 1), "V", "how far: 0 is the picture of --seed, 1 that of N"),
         ("--fixed-code", True, None, "every batch has the seeds of the first"),
     )
+    group("guidance (docs/guidance.md)", *GUIDANCE)
     group(
         "how many",
         ("--n-samples", whole(1, 10_000), "N", "drawn together: N of the prompt, or N prompts of --from-file (1)"),

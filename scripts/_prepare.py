@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 
+from _guidance import make_guidance
 from _record import picture_files
 from PIL import Image
 
@@ -137,7 +138,7 @@ def _settings(
         sampler=options.sampler,
         spacing=options.spacing,
         eta=options.eta,
-        guidance_scale=options.scale,
+        guidance_scale=options.scale[0] if options.scale else None,
         strength=strength,
         original_size=options.original_size,
         crop=options.crop,
@@ -146,4 +147,5 @@ def _settings(
         rho=options.rho,
         sigmas=options.sigmas,
         timesteps=options.timesteps,
+        guidance=make_guidance(options),
     )

@@ -24,6 +24,7 @@ RANKS = [  # a file imports from lower ranks, and from its own entry's folder
     ["ldm.models.bert", "ldm.models.image_encoder"],
     ["ldm.models.latent_diffusion"],
     ["ldm.checkpoint"],
+    ["ldm.guidance"],
     ["ldm.refiner", "ldm.request"],
     ["ldm.hints"],
     ["ldm.generate"],
