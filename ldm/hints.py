@@ -94,7 +94,7 @@ def to_vary(model: LatentDiffusion, image: Image.Image, noise_level: int) -> Hin
         if getattr(model.unet, "y_dim", None) is not None and model.framing_embedding is None:
             raise ValueError(
                 "this model's file holds no image tower, which variations need; "
-                "load the complete original file, which has it under embedder.model.visual"
+                "load the complete file or folder, which has it under embedder.model.visual or in image_encoder/"
             )
         raise ValueError("this model does not vary pictures; take one that does, such as SD 2.1 unCLIP")
     check_level(noise_level, model.image_augmentation.max_level)
