@@ -31,6 +31,7 @@ CLASSES = {  # component -> (library, class)
     "tokenizer_2": ("transformers", "CLIPTokenizer"),
     "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
     "feature_extractor": ("transformers", "CLIPImageProcessor"),
+    "depth_estimator": ("transformers", "DPTForDepthEstimation"),
     "image_normalizer": ("stable_diffusion", "StableUnCLIPImageNormalizer"),
     "image_noising_scheduler": ("diffusers", "DDPMScheduler"),
 }
@@ -75,6 +76,8 @@ def configs(tree: Mapping[str, Any], model: LatentDiffusion) -> dict[str, Node]:
         noise = _settings(_settings(params["image_augmentation"])["schedule"])
         noising = _scheduler(noise, model.image_augmentation.schedule, "epsilon")
         files["image_noising_scheduler/scheduler_config.json"] = noising
+    if model.depth_estimator is not None:
+        files |= diffusers_pictures.depth_configs(model.depth_estimator)
     parts = [*dict.fromkeys(name.partition("/")[0] for name in files)]
     parts += [part.replace("text_encoder", "tokenizer") for part in towers]
     return files | {"model_index.json": _index(model, parts)}
@@ -111,6 +114,8 @@ def _index(model: LatentDiffusion, parts: list[str]) -> Node:
     if "safety_checker" in absent and model.low_resolution is None:
         more = {"requires_safety_checker": False}
     there = {part: list(CLASSES[part]) for part in parts}
+    if "depth_estimator" in there:
+        there["feature_extractor"] = ["transformers", "DPTImageProcessor"]
     return {"_class_name": name} | more | there | {part: [None, None] for part in absent if part not in there}
 
 

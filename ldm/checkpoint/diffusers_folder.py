@@ -25,6 +25,7 @@ PREFIXES = {  # of a folder's parts, in memory
     "bert": "text_encoder.",
     "image_encoder": "image_encoder.",
     "image_normalizer": "image_augmentation.",
+    "depth_estimator": "depth_estimator.",
 }
 PART_OF_CLASS = {  # `_class_name` or `architectures` of a component's config.json
     "UNet2DConditionModel": "unet",

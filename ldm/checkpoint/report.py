@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.checkpoint import load
-from ldm.checkpoint.configs import CONFIGS, shipped_configs
+from ldm.checkpoint.configs import CONFIGS, IN_SOME_FILES, holds, shipped_configs
 from ldm.checkpoint.detect import FAMILIES, parts, signature
 from ldm.checkpoint.diffusers_folder import read_any
 from ldm.checkpoint.fit import is_finite
@@ -42,7 +42,8 @@ def report(path: str | Path, variant: str | None = None, *, ask: bool = True) ->
         "carries a config": "config" in weights.metadata,
         "parameterization": parameterization,
         "told by": told_by,
-        "holds": [part for part, is_there in there.items() if is_there],
+        "holds": [part for part, is_there in there.items() if is_there]
+        + [some[0].replace("_", " ") for some, marks in IN_SOME_FILES.items() if holds(tensors, marks)],
         "lacks": [part for part, is_there in there.items() if not is_there],
         "ema": averaged,
         "unet by default": "EMA" if averaged and not plain else "plain" if plain else None,
