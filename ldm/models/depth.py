@@ -103,9 +103,6 @@ class DPTDepthEstimator(nn.Module):
         return torch.cat([first, to_tokens(stretched)], dim=1)
 
 
-# --- the transformer and what is read out of it ------------------------------------------------------------------
-
-
 class Block(nn.Module):
     """One of a vision transformer (Dosovitskiy et al. 2021, arXiv:2010.11929), x (B, N, width)."""
 
@@ -174,9 +171,6 @@ class ResidualConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.conv2(F.relu(self.conv1(F.relu(x))))
-
-
-# --- the ResNet --------------------------------------------------------------------------------------------------
 
 
 class StandardizedConv(nn.Conv2d):
