@@ -26,7 +26,9 @@ def to_internal(tensors: Mapping[str, Tensor], model: LatentDiffusion) -> dict[s
 
     What a folder holds of a network that the model has not is left out, as it is of a single file.
     """
-    parts = {part: {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(part)} for part in PARTS}
+    parts = {
+        part: {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")} for part in PARTS
+    }
     tower, statistics, depth = (parts[part] for part in PARTS)
     if not any(name.startswith("tower.") for name in tower):  # of a folder
         tower, statistics = _unclip(tower, statistics, model)
