@@ -108,7 +108,7 @@ def inpaint(
 def depth2img(
     model: LatentDiffusion,
     prompt: str | Sequence[str],
-    depth: Picture,
+    depth: Picture | None = None,
     init_image: Picture | None = None,
     *,
     strength: float = 0.8,
@@ -116,6 +116,7 @@ def depth2img(
 ) -> Iterator[Result]:
     """Draws what has this depth, brighter being nearer, with a model made for it (Stable Diffusion 2 depth).
 
+    depth: None is that of `init_image`, where the model's file holds the network that estimates it.
     From noise, or from `init_image` as `img2img` does; only then `strength` says anything. The map, of any size, covers
     the picture. The size drawn is that of `init_image`, or else of the map, as `picture_size` says.
     """

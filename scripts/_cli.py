@@ -38,14 +38,13 @@ WITH_REPRODUCE = {"model", "config", "plugin", "device", *PICTURES, *PARTS, "out
 REQUIRED = {
     "img2img": ("init_img",),
     "inpaint": ("init_img",),
-    "depth2img": ("depth",),
     "upscale": ("init_img",),
     "variations": ("init_img",),
 }
 PROMPTLESS = ("upscale", "variations")  # which may go without a prompt
 NEEDED = {
     "init_img": "name the picture to begin from",
-    "depth": "name a picture of the depth, brighter is nearer; no network here measures it",
+    "depth": "name a picture of the depth, brighter is nearer, or one with --init-img whose depth is to be estimated",
 }
 
 
@@ -109,7 +108,8 @@ def _check(options: argparse.Namespace) -> None:
     elif (options.prompt is None) == (options.from_file is None):
         both = ", not both" if options.prompt is not None else ""
         raise Usage(f'give --prompt "what to draw", or --from-file with a prompt a line{both}')
-    for name in REQUIRED.get(options.command, ()):
+    required = ("depth",) if options.command == "depth2img" and options.init_img is None else ()
+    for name in REQUIRED.get(options.command, required):
         if getattr(options, name) is None:
             raise Usage(f"--{name.replace('_', '-')}: {NEEDED[name]}")
     if options.command == "upscale" and (options.H is not None or options.W is not None):

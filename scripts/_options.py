@@ -246,7 +246,7 @@ def _commands() -> dict[str, tuple[str, tuple[Option, ...]]]:
         "depth2img": (
             "Draw what has a given depth, with a model made for it.",
             (
-                ("--depth", str, "FILE", "a picture of the depth: brighter is nearer"),
+                ("--depth", str, "FILE", "a picture of the depth: brighter is nearer (none: estimated)"),
                 ("--init-img", str, "FILE", "the picture to begin from (none: from noise)"),
                 _defaulted(strength, "depth2img"),
             ),

@@ -21,7 +21,7 @@ RANKS = [  # a file imports from lower ranks, and from its own entry's folder
     ["ldm.modules"],
     ["ldm.models.diffusion"],
     ["ldm.models.autoencoder", "ldm.models.framing", "ldm.models.text_encoder"],
-    ["ldm.models.bert", "ldm.models.image_encoder"],
+    ["ldm.models.bert", "ldm.models.depth", "ldm.models.image_encoder"],
     ["ldm.models.latent_diffusion"],
     ["ldm.checkpoint"],
     ["ldm.guidance"],
