@@ -119,14 +119,13 @@ def sample(
         x = model.schedule.add_noise(hints.z, n, sigmas[0])
     if hints.z is not None and hints.mask is not None:  # what is kept is kept from the start
         x = hints.mask * x + (1 - hints.mask) * model.schedule.add_noise(hints.z, n, sigmas[0])
-    options = {} if settings.eta is None else {"eta": settings.eta}
     denoise = _denoise(model, batch, settings, hints)
     if refiner is not None:  # which is shown nothing: no refiner takes a hint
         finish = _denoise(refiner.model, batch, settings, NOTHING)
         denoise = switched(denoise, finish, refiner.sigma_switch(model))
     if hints.mask is not None and hints.z is not None:
         denoise = masked(denoise, hints.z, hints.mask)
-    yield from sampler(denoise, x, sigmas, noise=StepNoise(seeds), **options)
+    yield from sampler(denoise, x, sigmas, noise=StepNoise(seeds), **settings.sampler_options)
 
 
 def _denoise(model: LatentDiffusion, batch: Sequence[Item], settings: Settings, hints: Hints) -> Denoise:

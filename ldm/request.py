@@ -11,6 +11,7 @@ from ldm.models.diffusion import SAMPLERS
 from ldm.models.diffusion.spacing import SPACINGS
 from ldm.models.latent_diffusion import LatentDiffusion
 
+CHURNING = ("s_churn", "s_tmin", "s_tmax", "s_noise")  # settings of stochastic samplers, by k-diffusion's names
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 1000
 
@@ -38,6 +39,15 @@ class Settings:
     strength: float | None = None  # None: from noise alone
     original_size: tuple[int, int] | None = None  # (height, width) that SDXL is told, in pixels; None: the size drawn
     crop: tuple[int, int] | None = None  # and where in it, (top, left), the picture was cut out; None: (0, 0)
+    s_churn: float | None = None  # Karras et al. 2022, algorithm 2: how much noise is added on the way; None: none
+    s_tmin: float | None = None  # at which sigmas; None: all
+    s_tmax: float | None = None
+    s_noise: float | None = None  # a factor of the noise that a sampler adds; None: 1
+
+    @property
+    def sampler_options(self) -> dict[str, float]:
+        """Keyword arguments for the sampler."""
+        return {name: value for name in ("eta", *CHURNING) if (value := getattr(self, name)) is not None}
 
     @property
     def sampled_steps(self) -> int:
@@ -81,6 +91,10 @@ def resolve(
     strength: float | None = None,
     original_size: Sequence[int] | None = None,
     crop: Sequence[int] | None = None,
+    s_churn: float | None = None,
+    s_tmin: float | None = None,
+    s_tmax: float | None = None,
+    s_noise: float | None = None,
 ) -> Settings:
     """Checked settings with the model's and the sampler's defaults where None is given."""
     if sampler not in SAMPLERS:
@@ -107,7 +121,22 @@ def resolve(
     height, width = (model.image_size if side is None else side for side in (height, width))
     model.latent_shape(height, width)  # ValueError for a size that is not a multiple of the autoencoder's factor
     original_size, crop = _pixels(model, "original_size", original_size, 1), _pixels(model, "crop", crop, 0)
-    return Settings(height, width, steps, sampler, spacing, eta, float(scale), strength, original_size, crop)
+    churn = (s_churn, s_tmin, s_tmax, s_noise)
+    _check_churn(sampler, churn)
+    return Settings(height, width, steps, sampler, spacing, eta, float(scale), strength, original_size, crop, *churn)
+
+
+def _check_churn(sampler: str, churn: Sequence[float | None]) -> None:
+    for name, value in zip(CHURNING, churn, strict=True):
+        if value is None:
+            continue
+        have = [other for other, (function, _) in SAMPLERS.items() if name in inspect.signature(function).parameters]
+        if sampler not in have:
+            raise ValueError(
+                f"{name} is {value:g}, but sampler {sampler} has none; leave it out or take {', '.join(have)}"
+            )
+        if not math.isfinite(value) or value < 0:
+            raise ValueError(f"{name} is {value}; it can be 0 or any number above")
 
 
 def _pixels(model: LatentDiffusion, name: str, pair: Sequence[int] | None, least: int) -> tuple[int, int] | None:

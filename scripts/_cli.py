@@ -15,12 +15,10 @@ from typing import Any
 
 from _options import (
     ELSEWHERE,
-    LATER,
     MAX_SEED,
     OWN_DEFAULTS,
     PARTS,
     PICTURES,
-    SAMPLERS,
     WORDLESS,
     Usage,
     make_parser,
@@ -78,9 +76,6 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args([_dashed(word) for word in argv])
     typed = {name for name, value in vars(options).items() if value is not parser.get_default(name)}
     options.command = command
-    for name, what in LATER.items():
-        if name.strip("-").replace("-", "_") in typed:
-            raise Usage(f"{name}: {what} is not here yet; leave it out (--sampler has {', '.join(SAMPLERS)})")
     for name, other in ELSEWHERE.items():
         if name.strip("-") in typed and command != other:
             raise Usage(f"{name}: scripts/{other}.py takes it; this is scripts/{command}.py")

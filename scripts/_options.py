@@ -8,16 +8,15 @@ import math
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-SAMPLERS = ("ddim", "ddpm")  # those of ldm.models.diffusion, which would cost torch's import here; a test compares them
+SAMPLERS = (  # those of ldm.models.diffusion, which would cost torch's import here; a test compares them
+    *("ddim", "ddpm", "plms", "ipndm", "euler", "heun", "dpm_2", "lms", "dpm_fast", "dpm_adaptive", "dpmpp_2m"),
+    *("unipc", "unipc_bh2", "deis", "restart", "res_multistep"),
+)
 SPACINGS = ("uniform", "trailing", "linspace")
 PRECISIONS = ("full", "autocast", "fp16", "bf16")
 MAX_SEED = 2**32 - 1
 MAX_SIDE = 8192
-LATER = {  # options people know, of things that are still to come
-    "--plms": "the sampler plms",
-    "--dpm-solver": "the sampler dpm-solver",
-    "--dpm": "the sampler dpm",
-}
+SAMPLER_SWITCHES = {"--plms": "plms", "--dpm-solver": "dpmpp_2m", "--dpm": "dpmpp_2m"}  # of the original scripts
 ELSEWHERE = {"--mask": "inpaint", "--depth": "depth2img"}  # options people may give to another command than theirs
 
 
@@ -147,6 +146,12 @@ SIZES: tuple[Option, ...] = (
     ("--original-size", pair("HxW", 1), "HxW", "the size SDXL is told the picture had (--H and --W)"),
     ("--crop", pair("T,L", 0), "T,L", "and where in it, top and left, this one was cut out (0,0)"),
 )
+CHURN: tuple[Option, ...] = (
+    ("--s-churn", number(0, math.inf), "S", "noise added on the way, in samplers that can (0)"),
+    ("--s-tmin", number(0, math.inf), "S", "at noise levels from this one (0)"),
+    ("--s-tmax", number(0, math.inf), "S", "to this one (all)"),
+    ("--s-noise", number(0, math.inf), "S", "a factor of that noise (1)"),
+)
 WEIGHTS: tuple[Option, ...] = (
     ("--ema", bool, None, "the averaged UNet or the plain one, where a file has both (plain)"),
     ("--variant", str, "NAME", "of a folder's files, such as fp16 (the plain ones)"),
@@ -240,6 +245,7 @@ def make_parser(command: str) -> Parser:
         ("--sampler", one_of(*SAMPLERS), "NAME", f"{', '.join(SAMPLERS)} (ddim)"),
         ("--spacing", one_of(*SPACINGS), "NAME", f"noise levels visited: {', '.join(SPACINGS)} (the sampler's own)"),
         ("--eta --ddim-eta", number(0, 1), "E", "fresh noise in each step, 0 … 1 (the sampler's own)"),
+        *CHURN,
         ("--scale", number(-math.inf, math.inf), "G", "guidance scale (the model's own; 1 is none)"),
         ("--H --height", side, "PX", "height, a multiple of 8 (the model's own)"),
         ("--W --width", side, "PX", "width, a multiple of 8 (the model's own)"),
@@ -273,6 +279,8 @@ def make_parser(command: str) -> Parser:
         ("--debug", True, None, "a traceback instead of one sentence"),
     )
     known = {name for option in own for name in option[0].split()}
-    for name in (*LATER, *(name for name in ELSEWHERE if name not in known)):
+    for name, sampler in SAMPLER_SWITCHES.items():
+        parser.add_argument(name, dest="sampler", action="store_const", const=sampler, help=argparse.SUPPRESS)
+    for name in (name for name in ELSEWHERE if name not in known):
         parser.add_argument(name, nargs="?", const=True, help=argparse.SUPPRESS)
     return parser

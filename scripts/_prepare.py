@@ -141,4 +141,8 @@ def _settings(
         strength=strength,
         original_size=options.original_size,
         crop=options.crop,
+        s_churn=options.s_churn,
+        s_tmin=options.s_tmin,
+        s_tmax=options.s_tmax,
+        s_noise=options.s_noise,
     )

@@ -102,6 +102,24 @@ def test_old_spellings_mean_the_same(txt2img: Run) -> None:
     assert files("grid") == ["grid-00000.png"]
 
 
+def test_switches_of_the_original_scripts_name_samplers(txt2img: Run) -> None:
+    for i, (switch, sampler) in enumerate([("--plms", "plms"), ("--dpm_solver", "dpmpp_2m"), ("--dpm", "dpmpp_2m")]):
+        assert txt2img(*DRAW, switch, "--seed", i) == 0
+        assert read_request(f"outputs/{i:05}-{i}.png")["settings"]["sampler"] == sampler
+
+
+def test_churn_is_written_down_and_reproduced(txt2img: Run, capsys: Capture) -> None:
+    churn = ("--s-churn", 3, "--s-tmin", 0.1, "--s-tmax", 9, "--s-noise", 1.5)
+    assert txt2img("--prompt", "a", "--steps", 4, "--sampler", "heun", "--outdir", "plain") == 0
+    assert txt2img("--prompt", "a", "--steps", 4, "--sampler", "heun", *churn) == 0
+    assert pixels("outputs/00000-0.png") != pixels("plain/00000-0.png")
+    with Image.open("outputs/00000-0.png") as image:
+        assert "Sigma churn: 3, Sigma tmin: 0.1, Sigma tmax: 9, Sigma noise: 1.5" in image.text["parameters"]
+    assert txt2img("--reproduce", "outputs/00000-0.png", "--outdir", "again") == 0
+    assert "bit for bit" in capsys.readouterr().out
+    assert pixels("again/00000-0.png") == pixels("outputs/00000-0.png")
+
+
 def test_prompts_from_a_file_or_a_pipe_in_mixed_batches(txt2img: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("p.txt").write_text("\ufeffa red cube\n\n  ein Würfel 🎨\r\na cone\n", encoding="utf-8")
     assert txt2img("--from-file", "p.txt", "--steps", 1, "--n_samples", 2) == 0
@@ -258,13 +276,11 @@ def test_a_failure_is_one_sentence_and_status_1(txt2img: Run, monkeypatch: pytes
         (("--prompt", "a", "--eta", "2"), "--eta/--ddim-eta: 2 is out of range; give 0 … 1"),
         (("--prompt", "a", "--seed", "4294967296"), "--seed: 4294967296 is out of range"),
         (("--prompt", "a", "--seed", "4294967295", "--n_iter", "2"), "--seed: 4294967295 and the 1 after it"),
-        (("--prompt", "a", "--sampler", "euler"), "--sampler: there is no 'euler' here; there are ddim, ddpm"),
+        (("--prompt", "a", "--sampler", "rk4"), "--sampler: there is no 'rk4' here; there are ddim, ddpm"),
         (("--prompt", "a", "--sampler", "dim"), "did you mean ddim?"),
-        (
-            ("--prompt", "a", "--plms"),
-            "--plms: the sampler plms is not here yet; leave it out (--sampler has ddim, ddpm)",
-        ),
-        (("--prompt", "a", "--dpm_solver"), "--dpm-solver: the sampler dpm-solver is not here yet"),
+        (("--prompt", "a", "--plms", "--eta", "1"), "eta is 1, but sampler plms has none; leave it out or take ddim"),
+        (("--prompt", "a", "--s-churn", "5"), "s_churn is 5, but sampler ddim has none; leave it out or take euler"),
+        (("--prompt", "a", "--sampler", "heun", "--s_noise", "-1"), "--s-noise: -1 is out of range"),
         (("--prompt", "a", "--mask", "m.png"), "--mask: scripts/inpaint.py takes it; this is scripts/txt2img.py"),
         (("--prompt", "a", "--spacing", "karras"), "--spacing: there is no 'karras' here; there are uniform, trailing"),
         (("--prompt", "a", "--device", "tpu"), "there are auto, cpu, cuda, mps"),

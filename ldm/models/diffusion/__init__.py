@@ -7,7 +7,12 @@ from collections.abc import Callable, Iterator
 from ldm.models.diffusion.ddim import ddim, ddim_invert
 from ldm.models.diffusion.ddpm import ddpm
 from ldm.models.diffusion.denoiser import PARAMETERIZATIONS, Conditioning, Denoiser
+from ldm.models.diffusion.dpm_solver import dpm_adaptive, dpm_fast
+from ldm.models.diffusion.euler import dpm_2, euler, heun
+from ldm.models.diffusion.exponential import dpmpp_2m, res_multistep, unipc, unipc_bh2
 from ldm.models.diffusion.guidance import guided, masked, switched
+from ldm.models.diffusion.multistep import deis, ipndm, lms, plms
+from ldm.models.diffusion.restart import restart
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.models.diffusion.spacing import SPACINGS
 from ldm.models.diffusion.step import Denoise, Noise, Step
@@ -18,6 +23,20 @@ Sampler = Callable[..., Iterator[Step]]
 SAMPLERS: dict[str, tuple[Sampler, str]] = {
     "ddim": (ddim, "uniform"),
     "ddpm": (ddpm, "trailing"),
+    "plms": (plms, "uniform"),
+    "ipndm": (ipndm, "linspace"),
+    "euler": (euler, "linspace"),
+    "heun": (heun, "linspace"),
+    "dpm_2": (dpm_2, "linspace"),
+    "lms": (lms, "linspace"),
+    "dpm_fast": (dpm_fast, "linspace"),
+    "dpm_adaptive": (dpm_adaptive, "linspace"),
+    "dpmpp_2m": (dpmpp_2m, "linspace"),
+    "unipc": (unipc, "linspace"),
+    "unipc_bh2": (unipc_bh2, "linspace"),
+    "deis": (deis, "linspace"),
+    "restart": (restart, "linspace"),
+    "res_multistep": (res_multistep, "linspace"),
 }
 """name → (function, default spacing)"""
 
