@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from ldm.models.diffusion.step import Denoise, Noise, Step, intervals, level, move, second_stage, split
+from ldm.models.diffusion.step import Denoise, Noise, Step, intervals, level, move, renoise, second_stage, split
 
 SAFETY = 0.81
 """A step is accepted if the next may be at least that much of it."""
@@ -26,22 +26,19 @@ def dpm_fast(
 
     n sigmas are n calls of denoise, not n steps: a `Step` comes after up to three calls, and its i counts them.
     """
-    n = len(intervals(sigmas))
-    levels = [sigma for sigma in sigmas.tolist() if sigma > 0]
-    calls = len(levels) - 1  # one less where the last is for the step to 0
-    orders = [3] * (calls // 3 - 1) + [2, 1] if calls % 3 == 0 else [3] * (calls // 3) + [calls % 3]
-    orders, i = orders if calls else [], -1
-    ratio = levels[-1] / levels[0]
-    grid = [levels[0] * ratio ** (k / max(1, len(orders))) for k in range(len(orders))] + [levels[-1]]
-    for order, (sigma, sigma_next) in zip(orders, pairwise(grid), strict=True):
-        x0, (sigma_down, sigma_up) = denoise(x, level(sigma)), _split(sigma, sigma_next, levels[-1], eta)
+    n, (start, end) = len(intervals(sigmas)), _ends(sigmas)
+    i, orders = -1, _orders(n if sigmas[-1] > 0 else n - 1)  # one call is for the step to 0
+    grid = [start * (end / start) ** (k / len(orders)) for k in range(len(orders))]
+    for order, (sigma, sigma_next) in zip(orders, pairwise([*grid, end]), strict=True):
+        x0 = denoise(x, level(sigma))
+        sigma_down, sigma_up = _split(sigma, sigma_next, end, eta)
         x, _ = _solve(denoise, x, x0, sigma, sigma_down, order)
-        x = _add(x, s_noise * sigma_up, sigma, sigma_next, noise)
+        x = renoise(x, sigma, sigma_next, s_noise * sigma_up, noise)
         i += order
         yield Step(i, sigma_next, x, x0)
-    if calls < n:
-        x0 = denoise(x, level(levels[-1]))
-        yield Step(n - 1, 0.0, move(x, x0, levels[-1], 0.0), x0)
+    if i < n - 1:
+        x0 = denoise(x, level(end))
+        yield Step(n - 1, 0.0, move(x, x0, end, 0.0), x0)
 
 
 def dpm_adaptive(
@@ -66,11 +63,10 @@ def dpm_adaptive(
     """
     if order not in (2, 3) or not rtol > 0:
         raise ValueError(f"order is {order}, rtol {rtol}; dpm_adaptive has order 2 or 3 and an rtol above 0")
-    n, given = len(intervals(sigmas)), sigmas.tolist()
-    sigma, end = given[0], min(sigma for sigma in given if sigma > 0)
-    h, passed, previous, x0 = h_init, -1, x, None
+    n, (sigma, end) = len(intervals(sigmas)), _ends(sigmas)
+    h, i, previous, x0 = h_init, -1, x, None
     while sigma > end:
-        sigma_next = sigma * math.exp(-h) if h < math.log(sigma / end) - 1e-5 else end  # at nan, too, it ends
+        sigma_next = sigma * math.exp(-h) if h < math.log(sigma / end) - 1e-5 else end  # where h is nan it ends, too
         sigma_down, sigma_up = _split(sigma, sigma_next, end, eta)
         x0 = denoise(x, level(sigma)) if x0 is None else x0  # known where a step is repeated
         high, low = _solve(denoise, x, x0, sigma, sigma_down, order)
@@ -79,12 +75,12 @@ def dpm_adaptive(
         h *= factor
         if factor < SAFETY:
             continue
-        x, previous = _add(high, s_noise * sigma_up, sigma, sigma_next, noise), low
-        sigma, before, passed = sigma_next, passed, sum(other >= sigma_next for other in given) - 2
-        if passed > before:
-            yield Step(passed, sigma, x, x0)
+        x, previous = renoise(high, sigma, sigma_next, s_noise * sigma_up, noise), low
+        sigma, before, i = sigma_next, i, int((sigmas >= sigma_next).sum()) - 2
+        if i > before:
+            yield Step(i, sigma, x, x0)
         x0 = None
-    if given[-1] == 0:
+    if sigmas[-1] == 0:
         x0 = denoise(x, level(end))
         yield Step(n - 1, 0.0, move(x, x0, end, 0.0), x0)
 
@@ -114,14 +110,23 @@ def _solve(
     return euler - 1.5 * bend(sigma_next) * further, euler - 1.5 * (sigma - sigma_next) * turn
 
 
+def _ends(sigmas: Tensor) -> tuple[float, float]:
+    """The first, and the last above 0."""
+    return float(sigmas[0]), float(sigmas[sigmas > 0][-1])
+
+
+def _orders(calls: int) -> list[int]:
+    """Of the steps of dpm_fast; they add up to the number of calls."""
+    threes, rest = divmod(calls, 3)
+    if rest > 0 or threes == 0:
+        return [3] * threes + [rest] * (rest > 0)
+    return [3] * (threes - 1) + [2, 1]
+
+
 def _split(sigma: float, sigma_next: float, end: float, eta: float) -> tuple[float, float]:
     """As `split`, but never down below the end."""
     sigma_down = max(split(sigma, sigma_next, eta)[0], end)
     return sigma_down, math.sqrt(sigma_next**2 - sigma_down**2)
-
-
-def _add(x: Tensor, amount: float, sigma: float, sigma_next: float, noise: Noise) -> Tensor:
-    return x + amount * noise(x, sigma, sigma_next) if amount > 0 else x
 
 
 def _error(high: Tensor, low: Tensor, previous: Tensor, rtol: float, atol: float) -> float:

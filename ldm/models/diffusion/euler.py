@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from ldm.models.diffusion.step import Denoise, Noise, Step, heun_step, intervals, level, move, second_stage
+from ldm.models.diffusion.step import Denoise, Noise, Step, heun_step, intervals, level, move, renoise, second_stage
 
 OneStep = Callable[[Tensor, Tensor, float, float], Tensor]
 """(x, x0, sigma, sigma_next) → x at sigma_next."""
@@ -84,9 +84,7 @@ def _walk(denoise: Denoise, x: Tensor, sigmas: Tensor, noise: Noise, churn: Chur
     gamma = min(s_churn / len(pairs), math.sqrt(2) - 1)
     for i, (sigma, sigma_next) in enumerate(pairs):
         sigma_hat = sigma * (1 + gamma) if s_tmin <= sigma <= s_tmax else sigma
-        added = s_noise * math.sqrt(sigma_hat**2 - sigma**2)
-        if added > 0:
-            x = x + added * noise(x, sigma, sigma_next)
+        x = renoise(x, sigma, sigma_next, s_noise * math.sqrt(sigma_hat**2 - sigma**2), noise)
         x0 = denoise(x, level(sigma_hat))
         x = one_step(x, x0, sigma_hat, sigma_next)
         yield Step(i, sigma_next, x, x0)

@@ -9,7 +9,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
-import torch
 from torch import Tensor
 
 from ldm.models.diffusion.step import Denoise, Noise, Step, heun_step, intervals, level, move
@@ -84,11 +83,21 @@ def _equidistant(levels: Sequence[float], sigma_next: float) -> list[float]:
 
 def quadrature(nodes: Sequence[float], rate: float = 0.0) -> list[float]:
     """The weights that integrate f(s) e^(rate s) over [0, 1], given f at the nodes, exactly where f is a polynomial of
-    degree < len(nodes). rate <= 0."""
-    powers = torch.arange(len(nodes), dtype=torch.float64, device="cpu")[:, None]
-    matrix = torch.tensor(nodes, dtype=torch.float64, device="cpu") ** powers  # (degree, node)
-    moments = torch.tensor([_moment(k, rate) for k in range(len(nodes))], dtype=torch.float64, device="cpu")
-    return torch.linalg.solve(matrix, moments).tolist()
+    degree < len(nodes). rate <= 0.
+
+    They solve sum_j w_j nodes_j^k = (moment k) for each k, by Bjorck & Pereyra 1970, "Solution of Vandermonde systems".
+    """
+    n = len(nodes)
+    w = [_moment(k, rate) for k in range(n)]
+    for k in range(n - 1):
+        for j in range(n - 1, k, -1):
+            w[j] -= nodes[k] * w[j - 1]
+    for k in range(n - 2, -1, -1):
+        for j in range(k + 1, n):
+            w[j] /= nodes[j] - nodes[j - k - 1]
+        for j in range(k, n - 1):
+            w[j] -= w[j + 1]
+    return w
 
 
 def _moment(k: int, rate: float) -> float:

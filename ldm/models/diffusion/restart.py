@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from ldm.models.diffusion.step import Denoise, Noise, Step, heun_step, intervals, level
+from ldm.models.diffusion.step import Denoise, Noise, Step, heun_step, intervals, level, renoise
 
 
 def restart(
@@ -38,7 +38,7 @@ def restart(
             low, high = pairs[bottom][0], pairs[top][0]
             for k in range(restarts if s_noise > 0 and top < bottom else 0):
                 offset = k * (high - low)
-                x = x + s_noise * math.sqrt(high**2 - low**2) * noise(x, low + offset, high + offset)
+                x = renoise(x, low + offset, high + offset, s_noise * math.sqrt(high**2 - low**2), noise)
                 for above, below in pairs[top:bottom]:
                     x0 = denoise(x, level(above))
                     x = heun_step(denoise, x, x0, above, below)
