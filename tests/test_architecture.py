@@ -33,7 +33,7 @@ RANKS = [  # a file imports from lower ranks, and from its own entry's folder
     ["ldm.training"],
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
-SAMPLERS = {"ddim", "ddpm", "step", "spacing"}
+SAMPLERS = {"ddim", "ddpm", "step", "spacing", "euler", "multistep", "exponential", "dpm_solver", "restart"}
 
 
 def module_name(path: Path) -> str:

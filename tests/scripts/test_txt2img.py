@@ -159,6 +159,16 @@ def test_intermediates_show_how_the_picture_came_to_be(txt2img: Run) -> None:
     assert pixels("outputs/00001-1-steps/0002.png") != pixels("outputs/00001-1-steps/0004.png")
 
 
+def test_a_sampler_that_skips_noise_levels_fills_the_bar_and_the_sheet(txt2img: Run, capsys: Capture) -> None:
+    assert (
+        txt2img("--prompt", "a", "--steps", 7, "--sampler", "dpm_fast", "--save-intermediates", 3, "--n_iter", 2) == 0
+    )
+    for name in ("00000-0-steps", "00001-1-steps"):  # calls 1 … 3 are a step, 4 and 5, 6, 7
+        assert files(f"outputs/{name}") == ["0003.png", "0006.png", "0007.png", "sheet.png"]
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert "step 7/7" in last and "images 2/2" in last and "█" * 5 in last and "| 00:" in last.replace("█", "")
+
+
 def test_reproduce_is_bit_for_bit(txt2img: Run, img2img: Run, capsys: Capture) -> None:
     Path("p.txt").write_text("a red cube\na cone, two\n")
     given = (

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 from torch import Tensor
 
@@ -57,7 +58,7 @@ def _adams(
         else:
             weights = weigh(levels, sigma_next)  # that of the newest direction is what makes up the sum: Euler's step
             x = move(x, x0, sigma, sigma_next)
-            for weight, slope in zip(weights[1:], list(slopes)[1:], strict=False):
+            for weight, slope in zip(weights[1:], islice(slopes, 1, len(weights)), strict=True):
                 x = x + weight * (slope - slopes[0])
         yield Step(i, sigma_next, x, x0)
 

@@ -1,10 +1,10 @@
-"""Deterministic samplers, with churn and restarts: against other implementations, papers, and exact solutions."""
+"""Deterministic samplers, with churn and restarts: against other implementations and their papers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from functools import cache, partial
+from collections.abc import Iterator
+from functools import partial
 from itertools import count, pairwise
 
 import numpy as np
@@ -13,29 +13,18 @@ import torch
 from torch import Tensor
 
 from ldm.models.diffusion import SAMPLERS, SPACINGS, NoiseSchedule, Step
-from ldm.models.diffusion.dpm_solver import dpm_adaptive, dpm_fast
-from ldm.models.diffusion.euler import dpm_2, euler, heun
+from ldm.models.diffusion.dpm_solver import dpm_fast
+from ldm.models.diffusion.euler import heun
 from ldm.models.diffusion.exponential import dpmpp_2m, res_multistep, unipc, unipc_bh2
-from ldm.models.diffusion.multistep import deis, ipndm, lms, plms, quadrature
+from ldm.models.diffusion.multistep import deis, ipndm, plms, quadrature
 from ldm.models.diffusion.restart import restart
 from ldm.models.diffusion.step import move
 
 SCHEDULE = NoiseSchedule()
-NUMBERED = {"dpm_fast", "dpm_adaptive"}  # samplers that do not stop at each of the given sigmas
 
 
 def no_noise(x: Tensor, sigma: float, sigma_next: float) -> Tensor:
     raise AssertionError("noise was drawn where it would be multiplied by zero")
-
-
-def gaussian(x: Tensor, sigma: Tensor | float) -> Tensor:
-    """E[z | x] for z of mean 1/2 and standard deviation 1/2."""
-    return (0.25 * x + 0.5 * sigma**2) / (0.25 + sigma**2)
-
-
-def solved(x: Tensor, sigma: float, sigma_next: float) -> Tensor:
-    """The probability-flow ODE for `gaussian`, solved: x - mean shrinks as the standard deviation at sigma."""
-    return 0.5 + (x - 0.5) * math.sqrt((0.25 + sigma_next**2) / (0.25 + sigma**2))
 
 
 # Agreement with other implementations -------------------------------------------------------------------------------
@@ -273,210 +262,3 @@ def test_restart_is_algorithm_1(mixture, normal, error, last):
     assert error(ours, last(walk(x, sigmas[bottom:]))) < 1e-12
     assert asked[0] == (levels[bottom], levels[top]) and asked[1][0] == asked[0][1] < asked[1][1]
     assert top + 3 < bottom < 19
-
-
-def test_restart_forgets_the_start_but_keeps_the_distribution():
-    """From 2 to 0.1 the ODE contracts by the ratio of the data's standard deviations there, at every restart."""
-    sigmas = torch.cat([torch.logspace(1, -2, 60, dtype=torch.float64), torch.zeros(1)])
-    sums = [contributions(partial(restart, restarts=restarts), sigmas) for restarts in (0, 1, 3)]
-    contraction = math.hypot(0.5, 0.1) / math.hypot(0.5, 2)
-    for of, restarts in zip(sums, (0, 1, 3), strict=True):
-        assert len(of) == 1 + restarts
-        assert float(of[0] / sums[0][0]) == pytest.approx(contraction**restarts, rel=0.1 * (1 + restarts))
-        assert float(of.square().sum()) == pytest.approx(0.25, rel=0.01)
-
-
-@pytest.mark.parametrize(("name", "order"), [("euler", 1), ("heun", 2), ("dpm_2", 2)])
-@pytest.mark.parametrize("options", [{"s_churn": 30.0}, {"s_churn": 30.0, "s_tmin": 0.1, "s_tmax": 5.0}])
-def test_churn_keeps_the_distribution(name, order, options):
-    variances = []
-    for n in (120, 240):
-        sigmas = torch.linspace(20**0.2, 0.01**0.2, n, dtype=torch.float64) ** 5
-        of = contributions(partial(SAMPLERS[name][0], **options), torch.cat([sigmas, torch.zeros(1)]))
-        assert len(of) > n / 3  # draws of noise
-        variances.append(float(of.square().sum()) / 0.25)
-    assert abs(variances[0] - 1) > 0.8 * 2**order * abs(variances[1] - 1)
-    assert variances[1] == pytest.approx(1, abs=0.08)
-
-
-@pytest.mark.parametrize("eta", [0.5, 1.0])
-def test_ancestral_dpm_solvers_keep_the_distribution(eta):
-    sigmas = torch.cat([torch.linspace(20, 0.01, 120, dtype=torch.float64), torch.zeros(1)])
-    of = contributions(partial(dpm_fast, eta=eta), sigmas)
-    assert len(of) > 30 and float(of.square().sum()) == pytest.approx(0.25, rel=1e-3)
-    off = []
-    for rtol in (0.05, 0.005, 0.0005):
-        of = contributions(partial(dpm_adaptive, eta=eta, rtol=rtol, atol=0.156 * rtol), sigmas)
-        off.append(abs(float(of.square().sum()) / 0.25 - 1))
-    assert off[2] < 0.05 and off[2] < off[1] < off[0]
-
-
-def contributions(sampler: Callable[..., Iterator[Step]], sigmas: Tensor) -> Tensor:
-    """What the start (at its true variance) and every draw of noise add to a sample of a Gaussian of standard deviation
-    1/2 and mean 0. All is linear, so x is walked as its coordinates in them; the sum of squares is the variance."""
-    start = torch.zeros(1, 1000, dtype=torch.float64)
-    start[0, 0] = math.hypot(float(sigmas[0]), 0.5)
-    drawn = count(1)
-
-    def noise(x: Tensor, sigma: float, sigma_next: float) -> Tensor:
-        return torch.nn.functional.one_hot(torch.tensor([next(drawn)]), 1000).double()
-
-    x = list(sampler(lambda x, sigma: x * 0.25 / (0.25 + sigma**2), start, sigmas, noise=noise))[-1].x
-    return x[0, : next(drawn)]
-
-
-# Order of convergence -----------------------------------------------------------------------------------------------
-
-ORDERS = [  # sampler, options, least order
-    (euler, {}, 0.9),
-    (plms, {}, 1.9),
-    (ipndm, {}, 1.9),
-    (heun, {}, 1.9),
-    (dpm_2, {}, 1.9),
-    (restart, {"restarts": 0}, 1.9),
-    (dpmpp_2m, {}, 1.9),
-    (res_multistep, {}, 1.9),
-    (deis, {"order": 2}, 1.9),
-    (deis, {"order": 3}, 2.9),
-    (lms, {"order": 2}, 1.9),
-    (lms, {"order": 3}, 2.7),
-    (lms, {"order": 4}, 3.3),
-    (unipc, {"order": 1}, 1.9),
-    (unipc, {"order": 2}, 2.9),
-    (unipc_bh2, {"order": 2}, 2.9),
-    (unipc, {"order": 3}, 2.9),
-    (unipc_bh2, {"order": 3}, 2.9),
-    (dpm_fast, {}, 2.9),
-]
-
-
-@pytest.mark.parametrize("data", ["gaussian", "mixture"])
-@pytest.mark.parametrize(("sampler", "options", "order"), ORDERS, ids=lambda value: getattr(value, "__name__", None))
-def test_order(sampler, options, order, data, golden, mixture, normal, error, last):
-    """UniPC-p is of order p + 1. The first steps, of lower order, are short enough on this grid not to count."""
-    tables = golden("samplers-k-diffusion")
-    top, bottom = tables["sigmas.normal.10"][[0, -2]].tolist()
-    x = normal("x") * top
-    denoise, at_end = gaussian, solved(x, top, bottom)
-    expected = denoise(at_end, bottom)  # the last step, to 0, is Euler's
-    if data == "mixture":
-        denoise, expected = mixture, tables["ode_solution.to_sigma_min_then_zero"]
-    errors = []
-    for n in (48, 144):
-        place = torch.linspace(0, 1, n, dtype=torch.float64) ** 2
-        sigmas = torch.cat([(top**0.2 + (bottom**0.2 - top**0.2) * place) ** 5, torch.zeros(1)])
-        if sampler is lms:  # its own step to 0 is another
-            end = last(sampler(denoise, x, sigmas[:-1], noise=no_noise, **options))
-            errors.append(error(denoise(end, sigmas[-2]), expected))
-        else:
-            errors.append(error(last(sampler(denoise, x, sigmas, noise=no_noise, **options)), expected))
-    assert math.log(errors[0] / errors[1], 3) > order, errors
-
-
-@pytest.mark.parametrize("order", [2, 3])
-def test_dpm_adaptive_keeps_its_tolerance(order, golden, mixture, normal, error, last):
-    tables = golden("samplers-k-diffusion")
-    sigmas, errors, calls = tables["sigmas.normal.10"], [], []
-
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        calls[-1] += 1
-        return mixture(x, sigma)
-
-    for rtol in (0.05, 0.005, 0.0005):
-        calls.append(0)
-        options = {"order": order, "rtol": rtol, "atol": 0.156 * rtol}
-        x = last(dpm_adaptive(denoise, normal("x") * sigmas[0], sigmas, noise=no_noise, **options))
-        errors.append(error(x, tables["ode_solution.to_sigma_min_then_zero"]) / rtol)
-    assert max(errors) < 1, errors
-    assert calls[0] < calls[1] < calls[2] < 400
-
-
-# What is asked of the denoiser --------------------------------------------------------------------------------------
-
-EVERY_N = [*range(1, 61), 100, 250, 333, 999, 1000]
-ONCE = ("plms", "ipndm", "euler", "lms", "dpm_fast", "dpmpp_2m", "unipc", "unipc_bh2", "deis", "res_multistep")
-TWICE = ("heun", "dpm_2", "restart")
-
-
-def calls_of(name: str, sigmas: Tensor) -> int:
-    """How often a sampler calls the denoiser (dpm_adaptive cannot know)."""
-    levels = sigmas.tolist()
-    n, ends_in_zero = len(levels) - 1, levels[-1] == 0
-    if name in ONCE:
-        return n + (name == "plms" and not (n == 1 and ends_in_zero))
-    walked = 2 * n - ends_in_zero
-    if name == "restart":
-        top, bottom = (min(range(n), key=lambda i: abs(math.log(levels[i] / end))) for end in (2.0, 0.1))
-        walked += 2 * max(0, bottom - top)
-    return walked
-
-
-class Counting:
-    """A denoiser of numbers, which make half a million steps cheap, that knows how often it was called, and where."""
-
-    def __init__(self, highest: float) -> None:
-        self.calls, self.highest = 0, highest
-
-    def __call__(self, x: float, sigma: Tensor) -> float:
-        self.calls += 1
-        level = float(sigma)
-        assert 0 < level <= self.highest
-        return x * 0.25 / (0.25 + level**2)
-
-
-@pytest.mark.parametrize("spacing", SPACINGS)
-def test_calls_of_every_sampler_for_every_number_of_steps(spacing):
-    for n in EVERY_N if spacing in ("uniform", "trailing", "linspace") else EVERY_N[::8]:
-        sigmas = SPACINGS[spacing](SCHEDULE, n)
-        for name in (*ONCE, *TWICE):
-            for levels in (sigmas, sigmas[:-1])[: 2 if 2 <= n <= 20 else 1]:  # the last may be above 0
-                denoise = Counting(float(levels[0]))
-                steps = list(SAMPLERS[name][0](denoise, 1.0, levels, noise=lambda *_: 0.0))
-                assert denoise.calls == calls_of(name, levels), (name, n)
-                if name not in NUMBERED:
-                    assert [step.i for step in steps] == list(range(len(levels) - 1))
-                    assert [step.sigma for step in steps] == levels[1:].tolist()
-                assert (steps[-1].i, steps[-1].sigma) == (len(levels) - 2, float(levels[-1]))
-                assert math.isfinite(steps[-1].x) and abs(steps[-1].x) < 1
-
-
-@pytest.mark.parametrize("spacing", SPACINGS)
-def test_calls_of_dpm_adaptive_depend_on_the_ends_alone(spacing):
-    def run(sigmas: Tensor) -> tuple[list[Step], int]:
-        denoise = Counting(float(sigmas[0]))
-        return list(dpm_adaptive(denoise, torch.ones(1, dtype=torch.float64), sigmas, noise=no_noise)), denoise.calls
-
-    @cache
-    def alone(start: float, end: float) -> tuple[list[Step], int]:
-        return run(torch.tensor([start, end, 0.0], dtype=torch.float64))
-
-    for n in EVERY_N[1::3]:
-        sigmas = SPACINGS[spacing](SCHEDULE, n)
-        (steps, calls), (expected, expected_calls) = run(sigmas), alone(*sigmas[[0, -2]].tolist())
-        assert (steps[-1].x.item(), calls) == (expected[-1].x.item(), expected_calls)
-        assert (steps[-1].i, steps[-1].sigma, steps[-1].x0) == (n - 1, 0, steps[-1].x)
-        assert all(before.i < step.i for before, step in pairwise(steps))
-        for step in steps:
-            assert sigmas[step.i + 1] >= step.sigma and (step.i == n - 1 or sigmas[step.i + 2] < step.sigma)
-
-
-def test_dpm_adaptive_repeats_a_step_at_the_cost_of_two_calls(mixture, normal, last):
-    sigmas, calls = torch.tensor([14.0, 0.03, 0.0], dtype=torch.float64), []
-
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        calls.append(float(sigma))
-        return mixture(x, sigma)
-
-    last(dpm_adaptive(denoise, normal("x") * 14, sigmas, noise=no_noise, h_init=5.0))
-    begun = [sigma for sigma in calls if sigma in (calls[0], calls[-1])]
-    assert begun == [14.0, 0.03]  # where a step begins, x0 is asked for once
-    assert calls[1] == pytest.approx(14 * math.exp(-5 / 3)) and calls[3] > calls[1]
-
-
-def test_dpm_adaptive_ends_where_all_is_lost(normal):
-    sigmas = torch.tensor([14.0, 0.03, 0.0], dtype=torch.float64)
-    steps = list(dpm_adaptive(lambda x, sigma: x * math.nan, normal("x") * 14, sigmas, noise=no_noise))
-    assert steps[-1].sigma == 0 and bool(steps[-1].x.isnan().all())
-    for options in ({"order": 4}, {"rtol": 0.0}, {"rtol": math.nan}):
-        with pytest.raises(ValueError, match="dpm_adaptive has order 2 or 3 and an rtol above 0"):
-            next(dpm_adaptive(gaussian, normal("x"), sigmas, noise=no_noise, **options))
