@@ -24,12 +24,19 @@ class Options(TypedDict, total=False):
     negative_prompt: str | None  # None is "not given", which for SDXL is not the same as ""
     height: int | None  # pixels
     width: int | None
-    steps: int  # 30
-    sampler: str  # ddim
+    steps: int | None  # 30
+    sampler: str  # ddim; names of other programs do too, also with a spacing: "DPM++ 2M Karras"
     spacing: str | None
+    sigma_min: float | None  # where the spacing ends and begins, and its shape; not all have these
+    sigma_max: float | None
+    rho: float | None
+    sigmas: Sequence[float] | None  # the noise levels themselves, or
+    timesteps: Sequence[float] | None  # the training timesteps, instead of spacing and steps; falling
     eta: float | None
     guidance_scale: float | None
     seed: int  # 0; picture i of all has seed + i
+    variation_seed: int | None  # at a strength above 0 all have `seed`, and picture i varies it by variation_seed + i
+    variation_strength: float | None  # 0 is the picture of seed, 1 that of the variation seed
     num_images: int  # of each prompt: 1
     batch_size: int  # drawn together: 4
     on_step: OnStep | None  # called after each step
@@ -173,7 +180,7 @@ def _settings(
         model,
         height,
         width,
-        options.get("steps", 30),
+        options.get("steps"),
         options.get("sampler", "ddim"),
         options.get("spacing"),
         options.get("eta"),
@@ -181,15 +188,27 @@ def _settings(
         strength,
         options.get("original_size"),
         options.get("crop"),
-        options.get("s_churn"),
-        options.get("s_tmin"),
-        options.get("s_tmax"),
-        options.get("s_noise"),
+        s_churn=options.get("s_churn"),
+        s_tmin=options.get("s_tmin"),
+        s_tmax=options.get("s_tmax"),
+        s_noise=options.get("s_noise"),
+        sigma_min=options.get("sigma_min"),
+        sigma_max=options.get("sigma_max"),
+        rho=options.get("rho"),
+        sigmas=options.get("sigmas"),
+        timesteps=options.get("timesteps"),
     )
 
 
 def _items(prompt: str | Sequence[str], options: Options) -> list[Item]:
-    return make_items(prompt, options.get("negative_prompt"), options.get("seed", 0), options.get("num_images", 1))
+    return make_items(
+        prompt,
+        options.get("negative_prompt"),
+        options.get("seed", 0),
+        options.get("num_images", 1),
+        options.get("variation_seed"),
+        options.get("variation_strength"),
+    )
 
 
 class Loop(TypedDict):

@@ -26,7 +26,6 @@ from _options import (
 
 DEFAULTS: dict[str, Any] = {
     "repeat": 1,
-    "steps": 30,
     "sampler": "ddim",
     "seed": 0,
     "n_samples": 1,
@@ -124,8 +123,15 @@ def _check(options: argparse.Namespace) -> None:
     if options.seed == -1:
         options.seed = secrets.randbelow(MAX_SEED + 2 - min(count, MAX_SEED))
         print(f"seed: {options.seed}")
-    if options.seed + count - 1 > MAX_SEED:
-        raise Usage(f"--seed: {options.seed} and the {count - 1} after it leave 0 … {MAX_SEED}; begin lower")
+    if (options.variation_seed is None) != (options.variation_strength is None):
+        raise Usage("--variation-seed and --variation-strength need each other; give both, or none")
+    if options.variation_seed == -1:
+        options.variation_seed = secrets.randbelow(MAX_SEED + 2 - min(count, MAX_SEED))
+        print(f"variation seed: {options.variation_seed}")
+    counted = "variation_seed" if options.variation_strength else "seed"
+    if getattr(options, counted) + count - 1 > MAX_SEED:
+        first, name = getattr(options, counted), counted.replace("_", "-")
+        raise Usage(f"--{name}: {first} and the {count - 1} after it leave 0 … {MAX_SEED}; begin lower")
     if options.refine_at is not None and options.refiner is None:
         raise Usage("--refine-at: there is no refiner that could begin; name one with --refiner")
     for name in PICTURES:

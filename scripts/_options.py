@@ -6,17 +6,19 @@ import argparse
 import difflib
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NoReturn
 
-SAMPLERS = (  # those of ldm.models.diffusion, which would cost torch's import here; a test compares them
-    *("ddim", "ddpm", "plms", "ipndm", "euler", "heun", "dpm_2", "lms", "dpm_fast", "dpm_adaptive", "dpmpp_2m"),
-    *("unipc", "unipc_bh2", "deis", "restart", "res_multistep"),
-)
-SPACINGS = ("uniform", "trailing", "linspace")
+from ldm.names import SAMPLERS, SPACINGS, find_sampler, find_spacing
+
 PRECISIONS = ("full", "autocast", "fp16", "bf16")
 MAX_SEED = 2**32 - 1
 MAX_SIDE = 8192
-SAMPLER_SWITCHES = {"--plms": "plms", "--dpm-solver": "dpmpp_2m", "--dpm": "dpmpp_2m"}  # of the original scripts
+FLAGS = {  # the original scripts' own words for a sampler, with the noise levels that it visited there
+    "--plms": "plms uniform",
+    "--dpm-solver": "dpmpp_2m sgm_uniform",
+    "--dpm": "dpmpp_2m sgm_uniform",
+}
 ELSEWHERE = {"--mask": "inpaint", "--depth": "depth2img"}  # options people may give to another command than theirs
 
 
@@ -94,6 +96,27 @@ def numbers(text: str) -> list[str]:
     return words
 
 
+def falling(text: str) -> list[float]:
+    """Numbers apart by commas, each below the one before it."""
+    values = [number(0, math.inf)(word) for word in text.split(",")]
+    if any(after >= value for value, after in pairwise(values)):
+        raise argparse.ArgumentTypeError(f"{text} does not fall; each number must be below the one before it")
+    return values
+
+
+def named(find: Callable[[str], object]) -> Callable[[str], str]:
+    """A name that `find` does not refuse."""
+
+    def convert(text: str) -> str:
+        try:
+            find(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return text
+
+    return convert
+
+
 def seed(text: str) -> int:
     return -1 if text == "random" else whole(-1, MAX_SEED)(text)
 
@@ -151,6 +174,15 @@ CHURN: tuple[Option, ...] = (
     ("--s-tmin", number(0, math.inf), "S", "at noise levels from this one (0)"),
     ("--s-tmax", number(0, math.inf), "S", "to this one (all)"),
     ("--s-noise", number(0, math.inf), "S", "a factor of that noise (1)"),
+)
+LEVELS: tuple[Option, ...] = (
+    ("--sampler", named(find_sampler), "NAME", f'{", ".join(SAMPLERS)}, or as elsewhere: "DPM++ 2M Karras" (ddim)'),
+    ("--spacing", named(find_spacing), "NAME", f"noise levels visited: {', '.join(SPACINGS)} (the sampler's own)"),
+    ("--sigma-min", number(0, math.inf), "S", "noise level of the last step, for spacings over sigma such as karras"),
+    ("--sigma-max", number(0, math.inf), "S", "and of the first"),
+    ("--rho", number(0.1, 100), "R", "shape of karras (7) and polyexponential (1)"),
+    ("--sigmas", falling, "S,S,…", "noise levels of your own, falling, instead of --steps and --spacing"),
+    ("--timesteps", falling, "T,T,…", "the same as training timesteps, 999,850,…"),
 )
 WEIGHTS: tuple[Option, ...] = (
     ("--ema", bool, None, "the averaged UNet or the plain one, where a file has both (plain)"),
@@ -242,8 +274,7 @@ def make_parser(command: str) -> Parser:
     group(
         "how",
         ("--steps --ddim-steps", whole(1, 1000), "N", "denoising steps, exactly (30)"),
-        ("--sampler", one_of(*SAMPLERS), "NAME", f"{', '.join(SAMPLERS)} (ddim)"),
-        ("--spacing", one_of(*SPACINGS), "NAME", f"noise levels visited: {', '.join(SPACINGS)} (the sampler's own)"),
+        *LEVELS,
         ("--eta --ddim-eta", number(0, 1), "E", "fresh noise in each step, 0 … 1 (the sampler's own)"),
         *CHURN,
         ("--scale", number(-math.inf, math.inf), "G", "guidance scale (the model's own; 1 is none)"),
@@ -251,6 +282,8 @@ def make_parser(command: str) -> Parser:
         ("--W --width", side, "PX", "width, a multiple of 8 (the model's own)"),
         *SIZES,
         ("--seed", seed, "N", "picture i has seed N + i (0); -1 or random draws one and prints it"),
+        ("--variation-seed", seed, "N", "vary the picture of --seed towards this one's; picture i varies by N + i"),
+        ("--variation-strength", number(0, 1), "V", "how far: 0 is the picture of --seed, 1 that of N"),
         ("--fixed-code", True, None, "every batch has the seeds of the first"),
     )
     group(
@@ -279,8 +312,8 @@ def make_parser(command: str) -> Parser:
         ("--debug", True, None, "a traceback instead of one sentence"),
     )
     known = {name for option in own for name in option[0].split()}
-    for name, sampler in SAMPLER_SWITCHES.items():
-        parser.add_argument(name, dest="sampler", action="store_const", const=sampler, help=argparse.SUPPRESS)
+    for name, words in FLAGS.items():
+        parser.add_argument(name, action="store_const", const=words, dest="sampler", help=argparse.SUPPRESS)
     for name in (name for name in ELSEWHERE if name not in known):
         parser.add_argument(name, nargs="?", const=True, help=argparse.SUPPRESS)
     return parser

@@ -145,4 +145,9 @@ def _settings(
         s_tmin=options.s_tmin,
         s_tmax=options.s_tmax,
         s_noise=options.s_noise,
+        sigma_min=options.sigma_min,
+        sigma_max=options.sigma_max,
+        rho=options.rho,
+        sigmas=options.sigmas,
+        timesteps=options.timesteps,
     )

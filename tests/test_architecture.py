@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "ldm").rglob("*.py"))
 
 RANKS = [  # a file imports from lower ranks, and from its own entry's folder
-    ["ldm.config_file", "ldm.files"],
+    ["ldm.config_file", "ldm.files", "ldm.names"],
     ["ldm.config", "ldm.images", "ldm.noise"],
     ["ldm.png", "ldm.masks"],
     ["ldm.modules"],
@@ -33,7 +33,8 @@ RANKS = [  # a file imports from lower ranks, and from its own entry's folder
     ["ldm.training"],
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
-SAMPLERS = {"ddim", "ddpm", "step", "spacing", "euler", "multistep", "exponential", "dpm_solver", "restart"}
+SAMPLERS = {"ancestral", "consistency", "ddim", "ddpm", "dpmpp_sde", "step", "spacing", "levels"}
+SAMPLERS |= {"euler", "multistep", "exponential", "dpm_solver", "restart"}
 
 
 def module_name(path: Path) -> str:
