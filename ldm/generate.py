@@ -131,7 +131,7 @@ def sample(
         x = model.schedule.add_noise(hints.z, n, sigmas[0])
     if hints.z is not None and hints.mask is not None:  # what is kept is kept from the start
         x = hints.mask * x + (1 - hints.mask) * model.schedule.add_noise(hints.z, n, sigmas[0])
-    options: dict[str, Any] = {} if settings.eta is None else {"eta": settings.eta}
+    options: dict[str, Any] = dict(settings.sampler_options)
     if "schedule" in inspect.signature(sampler).parameters:  # it is defined on training timesteps
         options["schedule"] = model.schedule
     denoise = _denoise(model, batch, settings, hints, sigmas, autoguide)
