@@ -24,6 +24,7 @@ from ldm.models.diffusion.tiles import decoded, tiled
 from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.noise import StepNoise, keyed_noise, starting_noise
+from ldm.prompting import tell
 from ldm.refiner import Refiner
 from ldm.request import Item, Settings
 
@@ -110,7 +111,7 @@ def sample(
     if settings.sampled_steps == 0:
         return
     sampler, _ = SAMPLERS[settings.sampler]
-    sigmas = SPACINGS[settings.spacing](model.schedule, settings.steps)[-settings.sampled_steps - 1 :]
+    sigmas = noise_levels(model, settings)
     seeds = [item.seed for item in batch]
     n = starting_noise(seeds, model.latent_shape(settings.height, settings.width)).to(model.device)  # (B, C, h, w)
     if hints.z is None or settings.strength in (None, 1):
@@ -120,25 +121,36 @@ def sample(
     if hints.z is not None and hints.mask is not None:  # what is kept is kept from the start
         x = hints.mask * x + (1 - hints.mask) * model.schedule.add_noise(hints.z, n, sigmas[0])
     options = {} if settings.eta is None else {"eta": settings.eta}
-    denoise = _denoise(model, batch, settings, hints)
+    denoise = _denoise(model, batch, settings, hints, sigmas)
     if refiner is not None:  # which is shown nothing: no refiner takes a hint
-        finish = _denoise(refiner.model, batch, settings, NOTHING)
+        finish = _denoise(refiner.model, batch, settings, NOTHING, sigmas)
         denoise = switched(denoise, finish, refiner.sigma_switch(model))
     if hints.mask is not None and hints.z is not None:
         denoise = masked(denoise, hints.z, hints.mask)
     yield from sampler(denoise, x, sigmas, noise=StepNoise(seeds), **options)
 
 
-def _denoise(model: LatentDiffusion, batch: Sequence[Item], settings: Settings, hints: Hints) -> Denoise:
+def noise_levels(model: LatentDiffusion, settings: Settings) -> Tensor:
+    """The sigmas that are visited: (sampled_steps + 1,) float64 on the CPU."""
+    return SPACINGS[settings.spacing](model.schedule, settings.steps)[-settings.sampled_steps - 1 :]
+
+
+def _denoise(
+    model: LatentDiffusion, batch: Sequence[Item], settings: Settings, hints: Hints, sigmas: Tensor
+) -> Denoise:
     """A model's denoiser with all that it is told and led by."""
     size = (settings.height, settings.width)
-    framing = Framing(*(settings.original_size or size), *size, *(settings.crop or (0, 0)))
-    cond, uncond = _shown(model, model.condition([item.prompt for item in batch], framing), batch, hints), None
-    if settings.guidance_scale != 1:
-        uncond = model.condition([item.negative_prompt for item in batch], framing, negative=True)
-        uncond = _shown(model, uncond, batch, hints, negative=True)
+    told = tell(
+        model,
+        batch,
+        sigmas,
+        framing=Framing(*(settings.original_size or size), *size, *(settings.crop or (0, 0))),
+        clip_skip=settings.clip_skip,
+        guided=settings.guidance_scale != 1,
+        shown=lambda cond, items, negative: _shown(model, cond, items, hints, negative),
+    )
     denoiser = model.denoiser if hints.tiles is None else tiled(model.denoiser, *hints.tiles)
-    return guided(denoiser, cond, uncond, settings.guidance_scale)
+    return guided(told.heard_by(denoiser), told.cond, told.uncond, settings.guidance_scale)
 
 
 def _decode(model: LatentDiffusion, z: Tensor, hints: Hints) -> Tensor:

@@ -36,6 +36,7 @@ class Options(TypedDict, total=False):
     refiner: Refiner | None  # a second model for the last of the noise levels
     original_size: tuple[int, int] | None  # (height, width) that SDXL is told the picture had: height and width
     crop: tuple[int, int] | None  # (top, left) where it was cut out of that: (0, 0)
+    clip_skip: int | None  # which states of the text tower: 1 the family's own, 2 those one layer before, …
 
 
 def txt2img(model: LatentDiffusion, prompt: str | Sequence[str], **options: Unpack[Options]) -> Iterator[Result]:
@@ -177,6 +178,7 @@ def _settings(
         strength,
         options.get("original_size"),
         options.get("crop"),
+        options.get("clip_skip"),
     )
 
 

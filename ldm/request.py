@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ldm.models.diffusion import SAMPLERS
 from ldm.models.diffusion.spacing import SPACINGS
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.models.text_encoder import ChunkedTextEncoder
 
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 1000
@@ -38,6 +39,7 @@ class Settings:
     strength: float | None = None  # None: from noise alone
     original_size: tuple[int, int] | None = None  # (height, width) that SDXL is told, in pixels; None: the size drawn
     crop: tuple[int, int] | None = None  # and where in it, (top, left), the picture was cut out; None: (0, 0)
+    clip_skip: int = 1  # which states of the text tower: 1 is the family's own, 2 a layer before, …
 
     @property
     def sampled_steps(self) -> int:
@@ -81,6 +83,7 @@ def resolve(
     strength: float | None = None,
     original_size: Sequence[int] | None = None,
     crop: Sequence[int] | None = None,
+    clip_skip: int | None = None,
 ) -> Settings:
     """Checked settings with the model's and the sampler's defaults where None is given."""
     if sampler not in SAMPLERS:
@@ -107,7 +110,8 @@ def resolve(
     height, width = (model.image_size if side is None else side for side in (height, width))
     model.latent_shape(height, width)  # ValueError for a size that is not a multiple of the autoencoder's factor
     original_size, crop = _pixels(model, "original_size", original_size, 1), _pixels(model, "crop", crop, 0)
-    return Settings(height, width, steps, sampler, spacing, eta, float(scale), strength, original_size, crop)
+    clip_skip = _clip_skip(model, clip_skip)
+    return Settings(height, width, steps, sampler, spacing, eta, float(scale), strength, original_size, crop, clip_skip)
 
 
 def _pixels(model: LatentDiffusion, name: str, pair: Sequence[int] | None, least: int) -> tuple[int, int] | None:
@@ -118,6 +122,16 @@ def _pixels(model: LatentDiffusion, name: str, pair: Sequence[int] | None, least
     if len(pair) != 2 or not all(isinstance(side, int) and side >= least for side in pair):
         raise ValueError(f"{name} is {tuple(pair)}; give two whole numbers of pixels, {least} or more")
     return pair[0], pair[1]
+
+
+def _clip_skip(model: LatentDiffusion, clip_skip: int | None) -> int:
+    if clip_skip in (None, 1):
+        return 1
+    encoder = model.text_encoder
+    if not isinstance(encoder, ChunkedTextEncoder):
+        raise ValueError(f"clip_skip is {clip_skip}, but this model's text encoder is not CLIP's; leave it out")
+    encoder.check_skip(clip_skip)
+    return clip_skip
 
 
 def nearest(side: float, multiple: int) -> int:

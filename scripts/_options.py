@@ -244,6 +244,7 @@ def make_parser(command: str) -> Parser:
         ("--H --height", side, "PX", "height, a multiple of 8 (the model's own)"),
         ("--W --width", side, "PX", "width, a multiple of 8 (the model's own)"),
         *SIZES,
+        ("--clip-skip", whole(1, 100), "N", "take the text tower's states N - 1 layers earlier (1: the family's own)"),
         ("--seed", seed, "N", "picture i has seed N + i (0); -1 or random draws one and prints it"),
         ("--fixed-code", True, None, "every batch has the seeds of the first"),
     )

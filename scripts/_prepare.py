@@ -141,4 +141,5 @@ def _settings(
         strength=strength,
         original_size=options.original_size,
         crop=options.crop,
+        clip_skip=options.clip_skip,
     )

@@ -115,6 +115,7 @@ def describe(result: Result, made_by: dict[str, Any], shows: str = "picture") ->
             "Model": Path(made_by["model"]["name"]).stem,
             "VAE": parts.get("vae"),
             "Denoising strength": settings.strength,
+            "Clip skip": None if settings.clip_skip == 1 else settings.clip_skip,
             "Eta": settings.eta,
             "Refiner": parts.get("refiner"),
             "Refiner switch at": made_by["model"]["refine_at"],
