@@ -200,29 +200,31 @@ def _is(node: Node, mark: str) -> bool:
 
 
 def _passage(nodes: Nodes, i: int, steps: int) -> Passage:
+    chosen: list[tuple[str, float]] = []
+    _choose(nodes, 1.0, i, steps, chosen)
     parts: list[list[tuple[list[str], float]]] = [[]]  # of each span the pieces of its text, joined once
-    for node, weight in _chosen(nodes, 1.0, i, steps):
+    for text, weight in chosen:
         weight = _bounded(weight)
-        if _is(node, "BREAK"):
+        if _is(text, "BREAK"):
             parts.append([])
         elif parts[-1] and parts[-1][-1][1] == weight:
-            parts[-1][-1][0].append(node)
+            parts[-1][-1][0].append(text)
         else:
-            parts[-1].append(([node], weight))
+            parts[-1].append(([text], weight))
     return tuple(tuple(Span("".join(texts), weight) for texts, weight in part) for part in parts)
 
 
-def _chosen(nodes: Nodes, weight: float, i: int, steps: int) -> Iterator[tuple[str, float]]:
-    """The texts that are read in step i, with their weights."""
+def _choose(nodes: Nodes, weight: float, i: int, steps: int, chosen: list[tuple[str, float]]) -> None:
+    """Adds the texts that are read in step i, with their weights."""
     for node in nodes:
         if isinstance(node, Emphasis):
-            yield from _chosen(node.nodes, weight * node.weight, i, steps)
+            _choose(node.nodes, weight * node.weight, i, steps, chosen)
         elif isinstance(node, Change):
-            yield from _chosen(node.before if i < node.step(steps) else node.after, weight, i, steps)
+            _choose(node.before if i < node.step(steps) else node.after, weight, i, steps, chosen)
         elif isinstance(node, Alternation):
-            yield from _chosen(node.options[i % len(node.options)], weight, i, steps)
+            _choose(node.options[i % len(node.options)], weight, i, steps, chosen)
         else:
-            yield node, weight
+            chosen.append((node, weight))
 
 
 def _turns(nodes: Nodes, steps: int) -> set[int]:

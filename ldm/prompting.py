@@ -55,24 +55,24 @@ def tell(
     if _is_one_text_each([plan.to for plan in plans], encoder) and _is_one_text_each(
         [plan.away for plan in plans], encoder
     ):
-        cond = shown(condition([plan.texts(False)[0] for plan in plans], False), batch, False)
-        if not guided:
-            return Told(cond, None)
-        return Told(cond, shown(condition([plan.texts(True)[0] for plan in plans], True), batch, True))
+        to = [_as_written(item.prompt, *plan.texts(False)) for item, plan in zip(batch, plans, strict=True)]
+        away = [_as_written(item.negative_prompt, *plan.texts(True)) for item, plan in zip(batch, plans, strict=True)]
+        cond = shown(condition(to, False), batch, False)
+        return Told(cond, shown(condition(away, True), batch, True) if guided else None)
 
     rows: Rows = {}  # every text is encoded once
     for negative in (False, True) if guided or any(plan.is_composed for plan in plans) else (False,):
         for texts in _by_length(encoder, [text for plan in plans for text in plan.texts(negative)]):
             rows |= {(text, negative): row for text, row in zip(texts, _rows(condition(texts, negative)), strict=True)}
-    to, away = [], []
+    scripts: tuple[list[Script], list[Script]] = [], []
     for item, plan in zip(batch, plans, strict=True):
         keys = [(text, negative) for negative in (False, True) for text in plan.texts(negative)]
         own = {key: shown(rows[key], [item], key[1]) for key in dict.fromkeys(keys) if key in rows}
-        to.append(_script(plan.led_to(own), sigmas))
+        scripts[0].append(_script(plan.led_to(own), sigmas))
         if guided:
-            away.append(_script(plan.led_from(own), sigmas))
+            scripts[1].append(_script(plan.led_from(own), sigmas))
     numbers = torch.arange(2 * len(batch)).chunk(2)
-    return Told(Conditioning(y=numbers[0]), Conditioning(y=numbers[1]) if guided else None, to + away)
+    return Told(Conditioning(y=numbers[0]), Conditioning(y=numbers[1]) if guided else None, scripts[0] + scripts[1])
 
 
 Rows = dict[tuple[Said, bool], Conditioning]  # of each text, and whether guidance leads away from it
@@ -120,11 +120,13 @@ def _plan(item: Item, steps: int, encoder: TextEncoder) -> Plan:
 def _turns(text: str, steps: int, encoder: TextEncoder, compose: bool = True) -> Turns:
     if not isinstance(encoder, ChunkedTextEncoder):
         return [(0, ((1.0, text),))]
-    plain = ((Span(text),),)
     schedule = parse(text, compose=compose).schedule(steps)
-    return [
-        (i, tuple((c.weight, text if c.passage == plain else c.passage) for c in clauses)) for i, clauses in schedule
-    ]
+    return [(i, tuple((clause.weight, clause.passage) for clause in clauses)) for i, clauses in schedule]
+
+
+def _as_written(prompt: str | None, said: Said) -> Said:
+    """The prompt itself, where it is nothing but text."""
+    return prompt if prompt is not None and said == ((Span(prompt),),) else said
 
 
 def _is_one_text_each(plans: Sequence[Turns], encoder: TextEncoder) -> bool:
@@ -140,7 +142,8 @@ def _by_length(encoder: TextEncoder, texts: Sequence[Said]) -> list[list[Said]]:
     for text in dict.fromkeys(texts):
         count = 1
         if isinstance(encoder, ChunkedTextEncoder) and text is not None:
-            count = len(encoder.chunks(((Span(text),),) if isinstance(text, str) else text))
+            assert not isinstance(text, str)
+            count = len(encoder.chunks(text))
         groups.setdefault(count, []).append(text)
     return list(groups.values())
 
