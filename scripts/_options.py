@@ -162,9 +162,10 @@ def _commands() -> dict[str, tuple[str, tuple[Option, ...]]]:
     """Command → what it does, and the options that it alone has."""
     init = ("--init-img", str, "FILE", "the picture to begin from")
     strength = ("--strength", number(0, 1), "S", "0 keeps the picture, 1 leaves nothing of it")
+    explain = ("--explain", True, None, "tell tokens, noise levels, calls and memory, and draw nothing")
     classes = ("--classes", numbers, "N,N,…", "class numbers; --n-samples pictures of each (no class)")
     return {
-        "txt2img": ("Draw pictures from a prompt.", ()),
+        "txt2img": ("Draw pictures from a prompt.", (explain,)),
         "img2img": ("Draw pictures from a picture and a prompt.", (init, _defaulted(strength, "img2img"))),
         "inpaint": (
             "Paint part of a picture, or around it; every other pixel stays as it is, bit for bit.",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import ldm
@@ -261,3 +263,12 @@ def test_interpolation() -> None:
         assert torch.allclose(interpolate(a, a, 0.3, way).context, a.context)
     with pytest.raises(ValueError, match=r"context is \[\(1, 1, 2\), \(1, 2, 2\)\]"):
         interpolate(a, Conditioning(torch.zeros(1, 2, 2)), 0.5)
+
+
+def test_the_example_in_the_docs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "docs" / "prompts.md").read_text(), re.S)
+    monkeypatch.chdir(tmp_path)
+    assert "20)" in code
+    exec(compile(code.replace("20)", "1)"), "prompts.md", "exec"), {})
+    with Image.open("between.png") as picture:
+        assert picture.width > 5 * 128
