@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ldm.checkpoint.load import outline
 from ldm.config import load_plugin
-from ldm.generate import noise_levels, sample
+from ldm.generate import sample
 from ldm.models.chunks import Chunk
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -104,8 +104,9 @@ def _words(chunk: Chunk) -> Iterator[str]:
 
 
 def _levels(model: LatentDiffusion, settings: Settings) -> Iterator[str]:
-    sigmas = noise_levels(model, settings).tolist()
-    yield f"sigmas    {settings.sampled_steps} steps of {settings.sampler}, spacing {settings.spacing}"
+    spacing = f"spacing {settings.spacing}" if settings.spacing else "levels of one's own"
+    sigmas = settings.levels(model.schedule).tolist()
+    yield f"sigmas    {settings.sampled_steps} steps of {settings.sampler}, {spacing}"
     shown = [f"{sigma:.4g}" for sigma in sigmas]
     yield from _wrapped("  " + "  ".join(shown), "  ")
 

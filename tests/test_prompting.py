@@ -15,7 +15,8 @@ from torch import Tensor
 
 import ldm
 from ldm.config import build, load_config
-from ldm.generate import noise_levels, sample
+from ldm.generate import sample
+from ldm.guidance import Guidance
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.diffusion.guidance import guided
 from ldm.models.diffusion.prompted import Scene, composed, prompted
@@ -143,7 +144,7 @@ def test_a_schedule_switches_at_its_step(tiny: Any, monkeypatch: pytest.MonkeyPa
 def test_a_sampler_of_second_order_keeps_to_the_interval(tiny: Any) -> None:
     """Asked between two levels it hears what their step began with; and at the lower one, what the next begins with."""
     settings = resolve(tiny, steps=4, guidance_scale=1.0)
-    sigmas = noise_levels(tiny, settings)
+    sigmas = settings.levels(tiny.schedule)
     told = tell(tiny, [Item("[red:blue:2]")], sigmas, guided=False)
     fake = Fake()
     denoise = guided(told.heard_by(fake), told.cond, told.uncond, 1.0)
@@ -180,6 +181,22 @@ def test_an_image_is_the_same_alone_and_in_a_mixed_batch(tiny: Any) -> None:
             assert (alone - draw(tiny, [Item("", "", item.seed)], steps=4, guidance_scale=scale)[0]).abs().max() > 1e-3
 
 
+def test_all_guidance_goes_with_scripts(tiny: Any) -> None:
+    """PAG edits rows of a batch, and scripts reorder them; each picture has its own scale."""
+    items = [Item("a red cube", "", 1), Item(f"{LONG} AND b", "fog", 2, guidance_scale=4.0), Item("[a|b]", None, 3)]
+    plain = draw(tiny, items, steps=3, guidance_scale=3.0)
+    for guidance in (Guidance(pag=2.0), Guidance(rescale=0.7, threshold=0.9), Guidance(interval=(0.5, 5.0))):
+        together = draw(tiny, items, steps=3, guidance_scale=3.0, guidance=guidance)
+        assert (together - plain).abs().amax(dim=(1, 2, 3)).min() > 1e-4
+        for row, item in zip(together, items, strict=True):
+            assert (row - draw(tiny, [item], steps=3, guidance_scale=3.0, guidance=guidance)[0]).abs().max() <= 1e-5
+    # a picture that needs no script is the same beside one that does
+    assert torch.allclose(
+        draw(tiny, [Item("a", "", 1), items[1]], steps=2, guidance=Guidance(pag=2.0))[0],
+        draw(tiny, [Item("a", "", 1)], steps=2, guidance=Guidance(pag=2.0))[0],
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "same"),
     [
@@ -201,7 +218,7 @@ def test_prompts_that_say_the_same(tiny: Any, text: str, same: str | None) -> No
 
 def test_a_prompt_without_syntax_is_conditioned_as_ever(tiny: Any) -> None:
     with torch.no_grad():
-        sigmas = noise_levels(tiny, resolve(tiny, steps=3))
+        sigmas = resolve(tiny, steps=3).levels(tiny.schedule)
         told = tell(tiny, [Item("a red cube", "fog"), Item("a|b: 3, and", None)], sigmas)
         assert told.scripts is None
         for cond, texts in ((told.cond, ["a red cube", "a|b: 3, and"]), (told.uncond, ["fog", ""])):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from ldm.models.diffusion.ancestral import dpm_2_ancestral, dpmpp_2s_ancestral, euler_ancestral
+from ldm.models.diffusion.consistency import lcm, tcd
 from ldm.models.diffusion.ddim import ddim, ddim_invert
 from ldm.models.diffusion.ddpm import ddpm
 from ldm.models.diffusion.denoiser import PARAMETERIZATIONS, Conditioning, Denoiser
+from ldm.models.diffusion.dpmpp_sde import dpmpp_2m_sde, dpmpp_2m_sde_heun, dpmpp_3m_sde, dpmpp_sde
 from ldm.models.diffusion.guidance import guided, masked, switched
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.models.diffusion.spacing import SPACINGS
@@ -18,6 +21,15 @@ Sampler = Callable[..., Iterator[Step]]
 SAMPLERS: dict[str, tuple[Sampler, str]] = {
     "ddim": (ddim, "uniform"),
     "ddpm": (ddpm, "trailing"),
+    "euler_ancestral": (euler_ancestral, "linspace"),
+    "dpm_2_ancestral": (dpm_2_ancestral, "linspace"),
+    "dpmpp_2s_ancestral": (dpmpp_2s_ancestral, "linspace"),
+    "dpmpp_sde": (dpmpp_sde, "linspace"),
+    "dpmpp_2m_sde": (dpmpp_2m_sde, "linspace"),
+    "dpmpp_2m_sde_heun": (dpmpp_2m_sde_heun, "linspace"),
+    "dpmpp_3m_sde": (dpmpp_3m_sde, "linspace"),
+    "lcm": (lcm, "trailing"),
+    "tcd": (tcd, "trailing"),
 }
 """name → (function, default spacing)"""
 
@@ -35,7 +47,16 @@ __all__ = [
     "ddim",
     "ddim_invert",
     "ddpm",
+    "dpm_2_ancestral",
+    "dpmpp_2m_sde",
+    "dpmpp_2m_sde_heun",
+    "dpmpp_2s_ancestral",
+    "dpmpp_3m_sde",
+    "dpmpp_sde",
+    "euler_ancestral",
     "guided",
+    "lcm",
     "masked",
     "switched",
+    "tcd",
 ]

@@ -55,8 +55,14 @@ def split(sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
     return (sigma_next**2 - sigma_up**2) ** 0.5, sigma_up
 
 
-def ancestral_step(x: Tensor, x0: Tensor, sigma: float, sigma_next: float, eta: float, noise: Noise) -> Tensor:
-    """x at sigma_next, of which a part that grows with eta is fresh noise; no noise is drawn where that part is 0."""
+def ancestral_step(
+    x: Tensor, x0: Tensor, sigma: float, sigma_next: float, eta: float, noise: Noise, s_noise: float = 1.0
+) -> Tensor:
+    """x at sigma_next, of which a part that grows with eta is fresh noise."""
     sigma_down, sigma_up = split(sigma, sigma_next, eta)
-    moved = move(x, x0, sigma, sigma_down)
-    return moved + sigma_up * noise(x, sigma, sigma_next) if sigma_up > 0 else moved
+    return renoise(move(x, x0, sigma, sigma_down), sigma, sigma_next, s_noise * sigma_up, noise)
+
+
+def renoise(x: Tensor, sigma: float, sigma_next: float, sigma_up: float, noise: Noise) -> Tensor:
+    """x with the interval's noise on it; none is drawn where it would be multiplied by zero."""
+    return x + sigma_up * noise(x, sigma, sigma_next) if sigma_up > 0 else x
