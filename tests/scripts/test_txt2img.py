@@ -262,7 +262,7 @@ def test_a_failure_is_one_sentence_and_status_1(txt2img: Run, monkeypatch: pytes
         (("--prompt", "a", "--sampler", "dim"), "did you mean ddim?"),
         (
             ("--prompt", "a", "--plms"),
-            "--plms: the sampler plms is not here yet; leave it out (--sampler has ddim, ddpm)",
+            "--plms: the sampler plms is not here yet; leave it out (--sampler has ddim, ddpm",
         ),
         (("--prompt", "a", "--dpm_solver"), "--dpm-solver: the sampler dpm-solver is not here yet"),
         (("--prompt", "a", "--mask", "m.png"), "--mask: scripts/inpaint.py takes it; this is scripts/txt2img.py"),
