@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ldm.checkpoint.load import load, save
+    from ldm.guidance import Guidance
     from ldm.pipeline import depth2img, img2img, inpaint, txt2img, upscale, variations
     from ldm.refiner import Refiner
 
-__all__ = ["Refiner", "depth2img", "img2img", "inpaint", "load", "save", "txt2img", "upscale", "variations"]
+__all__ = ["Guidance", "Refiner", "depth2img", "img2img", "inpaint", "load", "save", "txt2img", "upscale", "variations"]
 
 _HOME = {
     "load": "ldm.checkpoint.load",
@@ -20,6 +21,7 @@ _HOME = {
     "depth2img": "ldm.pipeline",
     "upscale": "ldm.pipeline",
     "variations": "ldm.pipeline",
+    "Guidance": "ldm.guidance",
     "Refiner": "ldm.refiner",
 }
 

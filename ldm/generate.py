@@ -9,6 +9,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,15 +17,17 @@ from PIL import Image
 from torch import Tensor
 
 from ldm import images
+from ldm.guidance import Guidance
 from ldm.hints import Hints, check_finite
+from ldm.models.autoencoder import IdentityAutoencoder
 from ldm.models.diffusion import SAMPLERS
 from ldm.models.diffusion.denoiser import Conditioning
-from ldm.models.diffusion.guidance import guided, masked, switched
-from ldm.models.diffusion.spacing import SPACINGS
+from ldm.models.diffusion.guidance import Away, ConditionalDenoise, edited, guided, masked, switched
 from ldm.models.diffusion.step import Denoise, Step
 from ldm.models.diffusion.tiles import decoded, tiled
 from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.modules.edits import freeu, identity_attention
 from ldm.noise import BrownianNoise, keyed_noise, starting_noise
 from ldm.refiner import Refiner
 from ldm.request import Item, Settings
@@ -73,16 +76,22 @@ def generate(
     batch_size: int = 4,
     on_step: OnStep | None = None,
     refiner: Refiner | None = None,
+    autoguide: LatentDiffusion | None = None,
 ) -> Iterator[Result]:
-    """Draws `items`, `batch_size` at a time, each with its own prompts and seed. NonFiniteError, never a black one."""
+    """Draws `items`, `batch_size` at a time, each with its own prompts and seed. NonFiniteError, never a black one.
+
+    autoguide: a worse model, to lead away from as the settings' guidance says.
+    """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; draw at least 1 picture at a time")
     check_concat(model, hints)
+    if autoguide is not None:
+        check_concat(autoguide, hints)
     for done in range(0, len(items), batch_size):
         batch = tuple(items[done : done + batch_size])
         latents = None if hints.z is None else hints.z.expand(len(batch), -1, -1, -1)
         seeds = ", ".join(str(item.seed) for item in batch)
-        for step in sample(model, batch, settings, hints, refiner):
+        for step in sample(model, batch, settings, hints, refiner, autoguide):
             stage = f"the latent after step {step.i + 1} of {settings.sampled_steps} ({settings.sampler})"
             check_finite(step.x, f"{stage} of seed {seeds}", model.dtype)
             if on_step is not None:
@@ -102,6 +111,7 @@ def sample(
     settings: Settings,
     hints: Hints = NOTHING,
     refiner: Refiner | None = None,
+    autoguide: LatentDiffusion | None = None,
 ) -> Iterator[Step]:
     """The steps of one batch: from noise, or at `settings.strength` from `hints.z`.
 
@@ -112,7 +122,7 @@ def sample(
     if settings.sampled_steps == 0:
         return
     sampler, _ = SAMPLERS[settings.sampler]
-    sigmas = SPACINGS[settings.spacing](model.schedule, settings.steps)[-settings.sampled_steps - 1 :]
+    sigmas = settings.levels(model.schedule)
     seeds = [item.noise_seed for item in batch]
     n = starting_noise(seeds, model.latent_shape(settings.height, settings.width)).to(model.device)  # (B, C, h, w)
     if hints.z is None or settings.strength in (None, 1):
@@ -124,25 +134,58 @@ def sample(
     options: dict[str, Any] = {} if settings.eta is None else {"eta": settings.eta}
     if "schedule" in inspect.signature(sampler).parameters:  # it is defined on training timesteps
         options["schedule"] = model.schedule
-    denoise = _denoise(model, batch, settings, hints)
+    denoise = _denoise(model, batch, settings, hints, sigmas, autoguide)
     if refiner is not None:  # which is shown nothing: no refiner takes a hint
-        finish = _denoise(refiner.model, batch, settings, NOTHING)
+        finish = _denoise(refiner.model, batch, settings, NOTHING, sigmas)
         denoise = switched(denoise, finish, refiner.sigma_switch(model))
     if hints.mask is not None and hints.z is not None:
         denoise = masked(denoise, hints.z, hints.mask)
     yield from sampler(denoise, x, sigmas, noise=BrownianNoise(seeds), **options)
 
 
-def _denoise(model: LatentDiffusion, batch: Sequence[Item], settings: Settings, hints: Hints) -> Denoise:
+def _denoise(
+    model: LatentDiffusion,
+    batch: Sequence[Item],
+    settings: Settings,
+    hints: Hints,
+    sigmas: Tensor,
+    worse: LatentDiffusion | None = None,
+) -> Denoise:
     """A model's denoiser with all that it is told and led by."""
+    guidance = settings.guidance
+    scales = [settings.guidance_scale if item.guidance_scale is None else item.guidance_scale for item in batch]
+    cond, uncond = _told(model, batch, settings, hints), None
+    if guidance.cfg_pp or any(scale != 1 for scale in scales):
+        uncond = _told(model, batch, settings, hints, negative=True)
+    denoiser = _network(model, hints, guidance)
+    others = [Away(cond, guidance.pag, edit=partial(identity_attention, model.unet, guidance.pag_layers))]
+    if worse is not None:
+        others.append(Away(_told(worse, batch, settings, hints), guidance.autoguide - 1, _network(worse, hints)))
+    led = guided(denoiser, cond, uncond, scales, others=others, keep_uncond=guidance.cfg_pp)
+    unguided = guided(denoiser, cond, None, 1.0)
+    limit = 1.0 if isinstance(model.autoencoder, IdentityAutoencoder) else None
+    return guidance.corrected(led, unguided, sigmas, settings.eta or 0.0, limit)
+
+
+def _network(model: LatentDiffusion, hints: Hints, guidance: Guidance | None = None) -> ConditionalDenoise:
+    """A model's network as it is asked: changed by FreeU, and tile by tile."""
+    denoiser: ConditionalDenoise = model.denoiser
+    if guidance is not None and guidance.freeu is not None:
+        denoiser = edited(denoiser, partial(freeu, model.unet, *guidance.freeu))
+    return denoiser if hints.tiles is None else tiled(denoiser, *hints.tiles)
+
+
+def _told(
+    model: LatentDiffusion, batch: Sequence[Item], settings: Settings, hints: Hints, negative: bool = False
+) -> Conditioning:
+    """What a network is told of each picture, in words or by their absence, and with the hints it is shown."""
     size = (settings.height, settings.width)
     framing = Framing(*(settings.original_size or size), *size, *(settings.crop or (0, 0)))
-    cond, uncond = _shown(model, model.condition([item.prompt for item in batch], framing), batch, hints), None
-    if settings.guidance_scale != 1:
-        uncond = model.condition([item.negative_prompt for item in batch], framing, negative=True)
-        uncond = _shown(model, uncond, batch, hints, negative=True)
-    denoiser = model.denoiser if hints.tiles is None else tiled(model.denoiser, *hints.tiles)
-    return guided(denoiser, cond, uncond, settings.guidance_scale)
+    if negative:
+        cond = model.condition([item.negative_prompt for item in batch], framing, negative=True)
+    else:
+        cond = model.condition([item.prompt for item in batch], framing)
+    return _shown(model, cond, batch, hints, negative)
 
 
 def _decode(model: LatentDiffusion, z: Tensor, hints: Hints) -> Tensor:

@@ -10,9 +10,10 @@ from PIL import Image
 
 from ldm import hints, images, masks
 from ldm.generate import OnStep, Result, generate
+from ldm.guidance import Guidance
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.refiner import Refiner
-from ldm.request import Item, Settings, canvas_size, make_items, picture_size, resolve
+from ldm.refiner import Refiner, check_latents
+from ldm.request import Item, Settings, canvas_size, make_items, picture_size, resolve, with_scales
 
 Picture = Image.Image | str | Path
 
@@ -24,11 +25,18 @@ class Options(TypedDict, total=False):
     negative_prompt: str | None  # None is "not given", which for SDXL is not the same as ""
     height: int | None  # pixels
     width: int | None
-    steps: int  # 30
-    sampler: str  # ddim
+    steps: int | None  # 30
+    sampler: str  # ddim; names of other programs do too, also with a spacing: "DPM++ 2M Karras"
     spacing: str | None
+    sigma_min: float | None  # where the spacing ends and begins, and its shape; not all have these
+    sigma_max: float | None
+    rho: float | None
+    sigmas: Sequence[float] | None  # the noise levels themselves, or
+    timesteps: Sequence[float] | None  # the training timesteps, instead of spacing and steps; falling
     eta: float | None
-    guidance_scale: float | None
+    guidance_scale: float | Sequence[float] | None  # several: picture i has the i-th, and they begin again
+    guidance: Guidance | None  # what else it is guided by: rescaling, an interval, PAG, …
+    autoguide: LatentDiffusion | None  # a worse model, to lead away from
     seed: int  # 0; picture i of all has seed + i
     variation_seed: int | None  # at a strength above 0 all have `seed`, and picture i varies it by variation_seed + i
     variation_strength: float | None  # 0 is the picture of seed, 1 that of the variation seed
@@ -100,7 +108,7 @@ def inpaint(
 def depth2img(
     model: LatentDiffusion,
     prompt: str | Sequence[str],
-    depth: Picture,
+    depth: Picture | None = None,
     init_image: Picture | None = None,
     *,
     strength: float = 0.8,
@@ -108,6 +116,7 @@ def depth2img(
 ) -> Iterator[Result]:
     """Draws what has this depth, brighter being nearer, with a model made for it (Stable Diffusion 2 depth).
 
+    depth: None is that of `init_image`, where the model's file holds the network that estimates it.
     From noise, or from `init_image` as `img2img` does; only then `strength` says anything. The map, of any size, covers
     the picture. The size drawn is that of `init_image`, or else of the map, as `picture_size` says.
     """
@@ -171,19 +180,25 @@ def _settings(
         model,
         height,
         width,
-        options.get("steps", 30),
+        options.get("steps"),
         options.get("sampler", "ddim"),
         options.get("spacing"),
         options.get("eta"),
-        options.get("guidance_scale"),
+        _first_scale(options),
         strength,
         options.get("original_size"),
         options.get("crop"),
+        sigma_min=options.get("sigma_min"),
+        sigma_max=options.get("sigma_max"),
+        rho=options.get("rho"),
+        sigmas=options.get("sigmas"),
+        timesteps=options.get("timesteps"),
+        guidance=options.get("guidance"),
     )
 
 
 def _items(prompt: str | Sequence[str], options: Options) -> list[Item]:
-    return make_items(
+    items = make_items(
         prompt,
         options.get("negative_prompt"),
         options.get("seed", 0),
@@ -191,16 +206,31 @@ def _items(prompt: str | Sequence[str], options: Options) -> list[Item]:
         options.get("variation_seed"),
         options.get("variation_strength"),
     )
+    scales = options.get("guidance_scale")
+    return with_scales(items, scales, options.get("guidance")) if isinstance(scales, Sequence) else items
+
+
+def _first_scale(options: Options) -> float | None:
+    scale = options.get("guidance_scale")
+    return next(iter(scale), None) if isinstance(scale, Sequence) else scale
 
 
 class Loop(TypedDict):
     batch_size: int
     on_step: OnStep | None
     refiner: Refiner | None
+    autoguide: LatentDiffusion | None
 
 
 def _loop(model: LatentDiffusion, options: Options) -> Loop:
-    refiner = options.get("refiner")
+    refiner, autoguide = options.get("refiner"), options.get("autoguide")
     if refiner is not None:
         refiner.check(model)
-    return {"batch_size": options.get("batch_size", 4), "on_step": options.get("on_step"), "refiner": refiner}
+    if autoguide is not None:
+        check_latents(model, autoguide, "autoguide")
+    return {
+        "batch_size": options.get("batch_size", 4),
+        "on_step": options.get("on_step"),
+        "refiner": refiner,
+        "autoguide": autoguide,
+    }

@@ -33,12 +33,17 @@ class Refiner:
 
     def check(self, base: LatentDiffusion) -> None:
         """ValueError unless both walk the same latents."""
-        ours, theirs = _latents(base), _latents(self.model)
-        if differing := [f"{name} {ours[name]} and {theirs[name]}" for name in ours if ours[name] != theirs[name]]:
-            raise ValueError(
-                f"the model and its refiner have different latents ({', '.join(differing)}); "
-                "give a refiner of the same autoencoder"
-            )
+        check_latents(base, self.model, "refiner")
+
+
+def check_latents(model: LatentDiffusion, other: LatentDiffusion, role: str) -> None:
+    """ValueError unless both walk the same latents; `role` is what the other is to the model."""
+    ours, theirs = _latents(model), _latents(other)
+    if differing := [f"{name} {ours[name]} and {theirs[name]}" for name in ours if ours[name] != theirs[name]]:
+        raise ValueError(
+            f"the model and its {role} have different latents ({', '.join(differing)}); "
+            f"give a {role} of the same autoencoder"
+        )
 
 
 def _latents(model: LatentDiffusion) -> dict[str, float]:

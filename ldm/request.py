@@ -5,11 +5,17 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from torch import Tensor
+
+from ldm.guidance import CFG_PP_SCALE, Guidance
 from ldm.models.diffusion import SAMPLERS
+from ldm.models.diffusion.levels import of_sigmas, of_timesteps, spaced
+from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.models.diffusion.spacing import SPACINGS
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.names import find_sampler, find_spacing
 from ldm.noise import Seed, Variation
 
 MAX_SEED = 2**32 - 1
@@ -25,6 +31,8 @@ class Item:
     seed: int = 0
     variation_seed: int | None = None
     variation_strength: float = 0.0  # how far its noise is turned from that of seed to that of variation_seed, 0 … 1
+
+    guidance_scale: float | None = None  # None: that of the settings
 
     @property
     def noise_seed(self) -> Seed:
@@ -42,12 +50,17 @@ class Settings:
     width: int
     steps: int
     sampler: str
-    spacing: str
+    spacing: str | None  # None: there are `sigmas`
     eta: float | None  # None: this sampler has none
     guidance_scale: float
     strength: float | None = None  # None: from noise alone
     original_size: tuple[int, int] | None = None  # (height, width) that SDXL is told, in pixels; None: the size drawn
     crop: tuple[int, int] | None = None  # and where in it, (top, left), the picture was cut out; None: (0, 0)
+    sigma_min: float | None = None  # of the spacing, None: its own
+    sigma_max: float | None = None
+    rho: float | None = None
+    sigmas: tuple[float, ...] | None = None  # noise levels of one's own, `steps` of them, without the final 0
+    guidance: Guidance = Guidance()
 
     @property
     def sampled_steps(self) -> int:
@@ -57,6 +70,16 @@ class Settings:
         if self.strength == 0:
             return 0
         return max(1, math.floor(self.strength * self.steps + 0.5))
+
+    def levels(self, schedule: NoiseSchedule) -> Tensor:
+        """The noise levels that are visited, (sampled_steps + 1,): the last part of all, and a 0."""
+        if self.spacing is None:
+            assert self.sigmas is not None
+            sigmas = of_sigmas(schedule, self.sigmas)
+        else:
+            shape = {"sigma_min": self.sigma_min, "sigma_max": self.sigma_max, "rho": self.rho}
+            sigmas = spaced(schedule, self.steps, self.spacing, **shape)
+        return sigmas[-self.sampled_steps - 1 :]
 
 
 def make_items(
@@ -105,6 +128,14 @@ def _numbers(name: str, first: int, count: int) -> range:
     return range(first, first + count)
 
 
+def with_scales(items: Sequence[Item], scales: Sequence[float], guidance: Guidance | None = None) -> list[Item]:
+    """Item i with guidance scale i of `scales`, which begin again where they end. ValueError for one left over."""
+    if not 0 < len(scales) <= len(items):
+        raise ValueError(f"{len(scales)} guidance scales for {len(items)} pictures; draw as many pictures, or more")
+    checked = [(guidance or Guidance()).check_scale(scale) for scale in scales]
+    return [replace(item, guidance_scale=checked[i % len(checked)]) for i, item in enumerate(items)]
+
+
 def clean(text: str) -> str:
     """A prompt that can be encoded and stored: no NUL, lone surrogates replaced, ends stripped."""
     return text.replace("\0", " ").encode("utf-8", "replace").decode().strip()
@@ -114,7 +145,7 @@ def resolve(
     model: LatentDiffusion,
     height: int | None = None,
     width: int | None = None,
-    steps: int = 30,
+    steps: int | None = None,
     sampler: str = "ddim",
     spacing: str | None = None,
     eta: float | None = None,
@@ -122,15 +153,24 @@ def resolve(
     strength: float | None = None,
     original_size: Sequence[int] | None = None,
     crop: Sequence[int] | None = None,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    rho: float | None = None,
+    sigmas: Sequence[float] | None = None,
+    timesteps: Sequence[float] | None = None,
+    guidance: Guidance | None = None,
 ) -> Settings:
-    """Checked settings with the model's and the sampler's defaults where None is given."""
-    if sampler not in SAMPLERS:
-        raise ValueError(f"there is no sampler {sampler!r}; there are {', '.join(SAMPLERS)}")
-    function, default_spacing = SAMPLERS[sampler]
-    spacing = default_spacing if spacing is None else spacing
-    if spacing not in SPACINGS:
-        raise ValueError(f"there is no spacing {spacing!r}; there are {', '.join(SPACINGS)}")
-    parameter = inspect.signature(function).parameters.get("eta")
+    """Checked settings with the model's and the sampler's defaults where None is given.
+
+    sampler, spacing: by any name that `ldm.names` knows; a spacing wins over that of the sampler's name. sigmas or
+    timesteps, a list of either, take the place of a spacing and of steps (else 30).
+    """
+    shape = {"sigma_min": sigma_min, "sigma_max": sigma_max, "rho": rho}
+    own = _own_levels(model.schedule, sigmas, timesteps, {"spacing": spacing, **shape, "steps": steps})
+    steps = len(own) if own is not None else steps
+    steps = 30 if steps is None else steps
+    sampler, spacing = _chosen(sampler, spacing)
+    parameter = inspect.signature(SAMPLERS[sampler][0]).parameters.get("eta")  # without one it is never random
     if parameter is None and eta is not None:
         raise ValueError(f"eta is {eta:g}, but sampler {sampler} has none; leave it out or take ddim")
     if parameter is not None and eta is None:
@@ -140,15 +180,52 @@ def resolve(
         raise ValueError(f"steps is {steps}; it can be 1 … {most}")
     if eta is not None and not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; it can be 0 (nothing random in a step) … 1")
-    scale = model.guidance_scale if guidance_scale is None else guidance_scale
-    if not math.isfinite(scale):
-        raise ValueError(f"guidance_scale is {scale}; it must be a finite number, such as {model.guidance_scale:g}")
+    guidance = Guidance() if guidance is None else guidance
+    guidance.check(model, sampler)
+    default_scale = CFG_PP_SCALE if guidance.cfg_pp else model.guidance_scale
+    scale = guidance.check_scale(default_scale if guidance_scale is None else guidance_scale)
     if strength is not None and not 0 <= strength <= 1:
         raise ValueError(f"strength is {strength}; it can be 0 (the picture as it is) … 1 (nothing left of it)")
     height, width = (model.image_size if side is None else side for side in (height, width))
     model.latent_shape(height, width)  # ValueError for a size that is not a multiple of the autoencoder's factor
     original_size, crop = _pixels(model, "original_size", original_size, 1), _pixels(model, "crop", crop, 0)
-    return Settings(height, width, steps, sampler, spacing, eta, float(scale), strength, original_size, crop)
+    chosen = (height, width, steps, sampler, None if own else spacing, eta, scale, strength, original_size, crop)
+    settings = Settings(*chosen, sigma_min, sigma_max, rho, own, guidance)
+    settings.levels(model.schedule)  # ValueError for what the spacing does not have, or cannot do
+    return settings
+
+
+def _chosen(sampler: str, spacing: str | None) -> tuple[str, str]:
+    """Both by their names here; the spacing is the given one, else that of the sampler's name, else the sampler's."""
+    name, named = (sampler, None) if sampler in SAMPLERS else find_sampler(sampler)
+    if name not in SAMPLERS:
+        raise ValueError(f"there is no sampler {sampler!r}; there are {', '.join(SAMPLERS)}")
+    given = spacing if spacing is None or spacing in SPACINGS else find_spacing(spacing)
+    return name, next(one for one in (given, named, SAMPLERS[name][1]) if one is not None)
+
+
+def _own_levels(
+    schedule: NoiseSchedule,
+    sigmas: Sequence[float] | None,
+    timesteps: Sequence[float] | None,
+    beside: dict[str, str | float | None],
+) -> tuple[float, ...] | None:
+    """The sigmas of a list, which takes the place of what is `beside` it; None without one."""
+    if sigmas is not None and timesteps is not None:
+        raise ValueError("sigmas and timesteps are both given; leave one of the lists out")
+    if sigmas is not None:
+        levels = of_sigmas(schedule, sigmas)
+    elif timesteps is not None:
+        levels = of_timesteps(schedule, timesteps)
+    else:
+        return None
+    own = tuple(levels[:-1].tolist())
+    for name, value in beside.items():
+        if value is not None and (name, value) != ("steps", len(own)):
+            raise ValueError(
+                f"{name} is {value}, but a list of {len(own)} noise levels is given; leave one of them out"
+            )
+    return own
 
 
 def _pixels(model: LatentDiffusion, name: str, pair: Sequence[int] | None, least: int) -> tuple[int, int] | None:

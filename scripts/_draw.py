@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from _device import find_device
+from _guidance import make_guidance
 from _options import REFINE_AT
 from _output import Bar, Interrupts, Output
 from _prepare import prepare, read_pictures
@@ -20,8 +21,8 @@ from ldm.config import load_plugin
 from ldm.generate import Progress, generate
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.png import Folder
-from ldm.refiner import Refiner
-from ldm.request import Item, clean, make_seeds
+from ldm.refiner import Refiner, check_latents
+from ldm.request import Item, clean, make_seeds, with_scales
 
 
 def draw(options: argparse.Namespace) -> int:
@@ -36,6 +37,7 @@ def draw(options: argparse.Namespace) -> int:
     dtype = DTYPES[precision]
     model = _load(options, device, dtype)
     refiner = _load_refiner(options, model, device, dtype)
+    autoguide = _load_autoguide(options, model, device, dtype)
     _check_model(options, model)
     settings, hints = prepare(options, model, pictures)
     made_by = source(options, model, device, precision)
@@ -51,7 +53,16 @@ def draw(options: argparse.Namespace) -> int:
             output.step(progress)
             bar.step(progress)
 
-        drawn = generate(model, items, settings, hints, batch_size=options.n_samples, on_step=on_step, refiner=refiner)
+        drawn = generate(
+            model,
+            items,
+            settings,
+            hints,
+            batch_size=options.n_samples,
+            on_step=on_step,
+            refiner=refiner,
+            autoguide=autoguide,
+        )
         for result in drawn:
             output.picture(result)
             bar.picture()
@@ -93,6 +104,16 @@ def _load_refiner(
     return refiner
 
 
+def _load_autoguide(
+    options: argparse.Namespace, model: LatentDiffusion, device: str, dtype: torch.dtype
+) -> LatentDiffusion | None:
+    if options.autoguide is None:
+        return None
+    worse = load(options.autoguide, device=device, dtype=dtype, variant=options.variant, note=print)
+    check_latents(model, worse, "autoguide")
+    return worse
+
+
 def _autocast(device: str, precision: str) -> AbstractContextManager[Any]:
     if precision != "autocast":
         return nullcontext()
@@ -132,4 +153,6 @@ def _items(options: argparse.Namespace) -> list[Item]:
     cycle = options.n_samples if options.fixed_code else len(prompts)
     negative = None if options.negative_prompt is None else clean(options.negative_prompt)
     seeds = make_seeds(min(cycle, len(prompts)), options.seed, options.variation_seed, options.variation_strength)
-    return [Item(clean(prompt), negative, *seeds[i % cycle]) for i, prompt in enumerate(prompts)]
+    items = [Item(clean(prompt), negative, *seeds[i % cycle]) for i, prompt in enumerate(prompts)]
+    several = options.scale is not None and len(options.scale) > 1
+    return with_scales(items, options.scale, make_guidance(options)) if several else items

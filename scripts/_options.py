@@ -6,36 +6,25 @@ import argparse
 import difflib
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NoReturn
 
-SAMPLERS = (  # those of ldm.models.diffusion, which would cost torch's import here; a test compares them
-    "ddim",
-    "ddpm",
-    "euler_ancestral",
-    "dpm_2_ancestral",
-    "dpmpp_2s_ancestral",
-    "dpmpp_sde",
-    "dpmpp_2m_sde",
-    "dpmpp_2m_sde_heun",
-    "dpmpp_3m_sde",
-    "lcm",
-    "tcd",
-)
-SPACINGS = ("uniform", "trailing", "linspace")
+from ldm.names import SAMPLERS, SPACINGS, find_sampler, find_spacing
+
 PRECISIONS = ("full", "autocast", "fp16", "bf16")
 MAX_SEED = 2**32 - 1
 MAX_SIDE = 8192
-LATER = {  # options people know, of things that are still to come
-    "--plms": "the sampler plms",
-    "--dpm-solver": "the sampler dpm-solver",
-    "--dpm": "the sampler dpm",
+FLAGS = {  # the original scripts' own words for a sampler, with the noise levels that it visited there
+    "--plms": "plms uniform",
+    "--dpm-solver": "dpmpp_2m sgm_uniform",
+    "--dpm": "dpmpp_2m sgm_uniform",
 }
 ELSEWHERE = {"--mask": "inpaint", "--depth": "depth2img"}  # options people may give to another command than theirs
 
 
 PICTURES = ("init_img", "mask", "depth")  # options that name pictures to draw from
 REFINE_AT = 0.8
-PARTS = ("vae", "text_encoder", "refiner")  # options that name other files of weights than --model
+PARTS = ("vae", "text_encoder", "refiner", "autoguide")  # options that name other files of weights than --model
 OWN_DEFAULTS: dict[str, dict[str, Any]] = {  # what one command alone has, besides pictures
     "txt2img": {},
     "img2img": {"strength": 0.75},
@@ -99,12 +88,50 @@ def pair(shown: str, least: int) -> Callable[[str], tuple[int, int]]:
     return convert
 
 
+def several(count: int | None, low: float, high: float, example: str) -> Callable[[str], tuple[float, ...]]:
+    """Numbers apart by commas: `count` of them, or, where that is None, one or more."""
+    each = number(low, high)
+
+    def convert(text: str) -> tuple[float, ...]:
+        words = text.split(",")
+        if count is not None and len(words) != count:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {count} numbers apart by commas, such as {example}")
+        return tuple(each(word) for word in words)
+
+    return convert
+
+
+def names(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(","))
+
+
 def numbers(text: str) -> list[str]:
     """Class numbers apart by commas, as the prompts that they are."""
     words = [word.strip() for word in text.split(",")]
     if not all(word.isdecimal() for word in words):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of class numbers; write it as 207,88")
     return words
+
+
+def falling(text: str) -> list[float]:
+    """Numbers apart by commas, each below the one before it."""
+    values = [number(0, math.inf)(word) for word in text.split(",")]
+    if any(after >= value for value, after in pairwise(values)):
+        raise argparse.ArgumentTypeError(f"{text} does not fall; each number must be below the one before it")
+    return values
+
+
+def named(find: Callable[[str], object]) -> Callable[[str], str]:
+    """A name that `find` does not refuse."""
+
+    def convert(text: str) -> str:
+        try:
+            find(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return text
+
+    return convert
 
 
 def seed(text: str) -> int:
@@ -159,6 +186,33 @@ SIZES: tuple[Option, ...] = (
     ("--original-size", pair("HxW", 1), "HxW", "the size SDXL is told the picture had (--H and --W)"),
     ("--crop", pair("T,L", 0), "T,L", "and where in it, top and left, this one was cut out (0,0)"),
 )
+LEVELS: tuple[Option, ...] = (
+    ("--sampler", named(find_sampler), "NAME", f'{", ".join(SAMPLERS)}, or as elsewhere: "DPM++ 2M Karras" (ddim)'),
+    ("--spacing", named(find_spacing), "NAME", f"noise levels visited: {', '.join(SPACINGS)} (the sampler's own)"),
+    ("--sigma-min", number(0, math.inf), "S", "noise level of the last step, for spacings over sigma such as karras"),
+    ("--sigma-max", number(0, math.inf), "S", "and of the first"),
+    ("--rho", number(0.1, 100), "R", "shape of karras (7) and polyexponential (1)"),
+    ("--sigmas", falling, "S,S,…", "noise levels of your own, falling, instead of --steps and --spacing"),
+    ("--timesteps", falling, "T,T,…", "the same as training timesteps, 999,850,…"),
+)
+ANY = (-math.inf, math.inf)
+GUIDANCE: tuple[Option, ...] = (
+    (
+        "--scale",
+        several(None, *ANY, "7.5"),
+        "G[,G…]",
+        "guidance scale (the model's; 1 is none); several take turns",
+    ),
+    ("--guidance-rescale", number(0, 1), "PHI", "bring the contrast back that guidance adds, 0 … 1; 0.7 is usual (0)"),
+    ("--dynamic-threshold", number(0, 1), "P", "clip to the percentile P, 0 … 1, and scale back; 0.995 is usual"),
+    ("--guidance-interval", several(2, 0, math.inf, "0.3,5"), "LO,HI", "guide at noise levels sigma LO … HI only"),
+    ("--cfg-pp", True, None, "CFG++: renoise without guidance; --scale is 0 … 1 then (0.6)"),
+    ("--pag --pag-scale", number(*ANY), "S", "perturbed-attention guidance; 3 is usual (0)"),
+    ("--pag-layers", names, "NAME,…", "whose self-attention it perturbs (mid_block)"),
+    ("--freeu", several(4, *ANY, "1.3,1.4,0.9,0.2"), "B1,B2,S1,S2", "FreeU; 1.3,1.4,0.9,0.2 is usual (1,1,1,1)"),
+    ("--autoguide", str, "FILE", "a worse model, to lead away from"),
+    ("--autoguide-scale", number(*ANY), "W", "and how far; 1 is not at all (2)"),
+)
 WEIGHTS: tuple[Option, ...] = (
     ("--ema", bool, None, "the averaged UNet or the plain one, where a file has both (plain)"),
     ("--variant", str, "NAME", "of a folder's files, such as fp16 (the plain ones)"),
@@ -192,7 +246,7 @@ def _commands() -> dict[str, tuple[str, tuple[Option, ...]]]:
         "depth2img": (
             "Draw what has a given depth, with a model made for it.",
             (
-                ("--depth", str, "FILE", "a picture of the depth: brighter is nearer"),
+                ("--depth", str, "FILE", "a picture of the depth: brighter is nearer (none: estimated)"),
                 ("--init-img", str, "FILE", "the picture to begin from (none: from noise)"),
                 _defaulted(strength, "depth2img"),
             ),
@@ -249,10 +303,8 @@ def make_parser(command: str) -> Parser:
     group(
         "how",
         ("--steps --ddim-steps", whole(1, 1000), "N", "denoising steps, exactly (30)"),
-        ("--sampler", one_of(*SAMPLERS), "NAME", f"{', '.join(SAMPLERS)} (ddim)"),
-        ("--spacing", one_of(*SPACINGS), "NAME", f"noise levels visited: {', '.join(SPACINGS)} (the sampler's own)"),
+        *LEVELS,
         ("--eta --ddim-eta", number(0, 1), "E", "fresh noise in each step, 0 … 1 (the sampler's own)"),
-        ("--scale", number(-math.inf, math.inf), "G", "guidance scale (the model's own; 1 is none)"),
         ("--H --height", side, "PX", "height, a multiple of 8 (the model's own)"),
         ("--W --width", side, "PX", "width, a multiple of 8 (the model's own)"),
         *SIZES,
@@ -261,6 +313,7 @@ def make_parser(command: str) -> Parser:
         ("--variation-strength", number(0, 1), "V", "how far: 0 is the picture of --seed, 1 that of N"),
         ("--fixed-code", True, None, "every batch has the seeds of the first"),
     )
+    group("guidance (docs/guidance.md)", *GUIDANCE)
     group(
         "how many",
         ("--n-samples", whole(1, 10_000), "N", "drawn together: N of the prompt, or N prompts of --from-file (1)"),
@@ -287,6 +340,8 @@ def make_parser(command: str) -> Parser:
         ("--debug", True, None, "a traceback instead of one sentence"),
     )
     known = {name for option in own for name in option[0].split()}
-    for name in (*LATER, *(name for name in ELSEWHERE if name not in known)):
+    for name, words in FLAGS.items():
+        parser.add_argument(name, action="store_const", const=words, dest="sampler", help=argparse.SUPPRESS)
+    for name in (name for name in ELSEWHERE if name not in known):
         parser.add_argument(name, nargs="?", const=True, help=argparse.SUPPRESS)
     return parser

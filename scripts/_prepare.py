@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 
+from _guidance import make_guidance
 from _record import picture_files
 from PIL import Image
 
@@ -58,8 +59,8 @@ def _canvas(options: argparse.Namespace, pictures: Pictures) -> masks.Canvas:
 
 
 def _depth2img(options: argparse.Namespace, model: LatentDiffusion, pictures: Pictures) -> tuple[Settings, Hints]:
-    image, depth = pictures.get("init_img"), pictures["depth"]
-    size = _size(options, model, depth if image is None else image)
+    image, depth = pictures.get("init_img"), pictures.get("depth")
+    size = _size(options, model, pictures["depth"] if image is None else image)
     settings = _settings(options, model, *size, None if image is None else options.strength)
     return settings, hints.from_depth(model, depth, settings, image)
 
@@ -137,8 +138,14 @@ def _settings(
         sampler=options.sampler,
         spacing=options.spacing,
         eta=options.eta,
-        guidance_scale=options.scale,
+        guidance_scale=options.scale[0] if options.scale else None,
         strength=strength,
         original_size=options.original_size,
         crop=options.crop,
+        sigma_min=options.sigma_min,
+        sigma_max=options.sigma_max,
+        rho=options.rho,
+        sigmas=options.sigmas,
+        timesteps=options.timesteps,
+        guidance=make_guidance(options),
     )

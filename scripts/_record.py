@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _guidance import parameters, take_over_guidance
 from _options import OWN_DEFAULTS, PARTS, PICTURES, REFINE_AT
 from PIL import ImageChops
 from PIL.PngImagePlugin import PngInfo
@@ -19,13 +20,16 @@ from ldm import images
 from ldm.checkpoint.load import weights_path
 from ldm.generate import Result
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.names import SAMPLERS, SPACINGS
 from ldm.png import parameters_text, read_request, text_chunks
 from ldm.request import Item, Settings
 
-OPTIONS = {"guidance_scale": "scale", "height": "H", "width": "W"}  # settings whose option has another name
+OPTIONS = {"height": "H", "width": "W"}  # settings whose option has another name
 KINDS: dict[str, tuple[type, ...]] = {  # what a setting of each type is in JSON; others are numbers or nothing
     "int": (int,),
     "str": (str,),
+    "str | None": (str, type(None)),
+    "tuple[float, ...] | None": (list, type(None)),
     "tuple[int, int] | None": (list, type(None)),
 }
 DTYPES = {"full": torch.float32, "autocast": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -106,9 +110,12 @@ def describe(result: Result, made_by: dict[str, Any], shows: str = "picture") ->
         item.negative_prompt,
         {
             "Steps": settings.steps,
-            "Sampler": settings.sampler.upper(),
-            "Schedule type": settings.spacing.capitalize(),
-            "CFG scale": settings.guidance_scale,
+            "Sampler": SAMPLERS[settings.sampler][0],
+            "Schedule type": None if settings.spacing is None else SPACINGS[settings.spacing][0],
+            "Schedule max sigma": settings.sigma_max,
+            "Schedule min sigma": settings.sigma_min,
+            "Schedule rho": settings.rho,
+            "CFG scale": settings.guidance_scale if item.guidance_scale is None else item.guidance_scale,
             "Seed": item.seed,
             "Size": f"{settings.width}x{settings.height}",
             "Model hash": made_by["model"]["sha256"][:10],
@@ -120,6 +127,7 @@ def describe(result: Result, made_by: dict[str, Any], shows: str = "picture") ->
             "Eta": settings.eta,
             "Refiner": parts.get("refiner"),
             "Refiner switch at": made_by["model"]["refine_at"],
+            **parameters(settings.guidance, parts.get("autoguide")),
             "Version": f"ldm {made_by['version']}",
         },
     )
@@ -135,7 +143,10 @@ def take_over(options: argparse.Namespace) -> dict[str, Any]:
         )
     try:
         settings, model, pictures = request["settings"], request["model"], request["pictures"]
+        take_over_guidance(options, settings)
         for field in fields(Settings):
+            if field.name in ("guidance_scale", "guidance"):
+                continue
             value = settings.get(field.name, field.default)  # pictures made before there was a field have its default
             kinds = KINDS.get(str(field.type), (int, float, type(None)))
             if value is MISSING or not isinstance(value, kinds):
@@ -171,13 +182,15 @@ def take_over(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _item(one: dict[str, Any]) -> Item:
-    negative, other = one["negative_prompt"], one.get("variation_seed")  # older pictures have none
+    negative = one["negative_prompt"]
+    other, scale = one.get("variation_seed"), one.get("guidance_scale")  # older pictures have none
     return Item(
         str(one["prompt"]),
         None if negative is None else str(negative),
         int(one["seed"]),
         None if other is None else int(other),
         float(one.get("variation_strength", 0)),
+        guidance_scale=None if scale is None else float(scale),
     )
 
 

@@ -1,39 +1,99 @@
-"""Wrappers around a denoiser: each returns a plain `denoise(x, sigma) -> x0`, so samplers hear of neither."""
+"""Wrappers around a denoiser: each answers like a plain `denoise(x, sigma) -> x0`, so samplers hear of none."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ldm.models.diffusion.denoiser import Conditioning
+from ldm.models.diffusion.schedule import per_image
 from ldm.models.diffusion.step import Denoise
 
 ConditionalDenoise = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
+PerImage = float | Sequence[float]
+"""One number for all pictures of a batch, or one for each."""
 
-def guided(denoiser: ConditionalDenoise, cond: Conditioning, uncond: Conditioning | None, scale: float) -> Denoise:
-    """Classifier-free guidance, Ho & Salimans 2022, arXiv:2207.12598: x0 = x0_uncond + scale * (x0_cond - x0_uncond).
+Edit = Callable[[slice], AbstractContextManager[None]]
+"""edit(rows): while it lasts, the network is another for these rows of its batch, and itself for the rest."""
 
-    At scale 1 that is x0_cond: one network call, and `uncond` may be None. Else both are one batched call, or two
-    calls where their shapes differ (prompts of unequal length): padding would be attended to and change the result.
+
+class Estimates(NamedTuple):
+    """What a guided denoiser answers, and what that is made of: each like x, (B, C, h, w)."""
+
+    x0: Tensor
+    cond: Tensor  # the network's own estimate, told what to draw
+    uncond: Tensor | None = None  # and told nothing; None where it was not asked
+
+
+@dataclass(frozen=True)
+class Guided:
+    """A denoiser that can also tell what its answer is made of.
+
+    Rescaling needs the conditional estimate besides the answer, and CFG++ the unconditional one. They are by-products:
+    without this second output each of those wrappers would have to ask the network again.
     """
-    if scale == 1:
-        return lambda x, sigma: denoiser(x, sigma, cond)
-    if uncond is None:
-        raise ValueError(f"guidance scale {scale} needs an unconditional conditioning; give one, or use scale 1")
-    both = Conditioning.cat([cond, uncond]) if _shapes(cond) == _shapes(uncond) else None
 
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        if both is None:
-            x0_cond, x0_uncond = denoiser(x, sigma, cond), denoiser(x, sigma, uncond)
-        else:
-            twice = torch.cat([sigma, sigma]) if sigma.ndim else sigma
-            x0_cond, x0_uncond = denoiser(torch.cat([x, x]), twice, both).chunk(2)  # two of (B, C, h, w)
-        return x0_uncond + scale * (x0_cond - x0_uncond)
+    estimates: Callable[[Tensor, Tensor], Estimates]
 
-    return denoise
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.estimates(x, sigma).x0
+
+
+@dataclass(frozen=True)
+class Away:
+    """A worse estimate than the conditional one, to be led away from: x0 += weight * (x0_cond - x0_worse).
+
+    With the network perturbed by `edit` this is PAG (Ahn et al. 2024, arXiv:2403.17377), weight its scale s.
+    With a smaller or less trained network as `denoiser` it is autoguidance (Karras et al. 2024, arXiv:2406.02507),
+    weight its w - 1. Classifier-free guidance is the same for a network that is told nothing.
+    """
+
+    cond: Conditioning
+    weight: PerImage
+    denoiser: ConditionalDenoise | None = None  # None: the one that is guided
+    edit: Edit | None = None  # of a network that is given the rows of a batch as they are: all, in their order
+
+
+def guided(
+    denoiser: ConditionalDenoise,
+    cond: Conditioning,
+    uncond: Conditioning | None,
+    scale: PerImage,
+    *,
+    others: Sequence[Away] = (),
+    keep_uncond: bool = False,
+) -> Guided:
+    """Classifier-free guidance, Ho & Salimans 2022, arXiv:2207.12598: x0 = x0_uncond + scale * (x0_cond - x0_uncond),
+    that is x0_cond + (scale - 1) * (x0_cond - x0_uncond), plus what leads away from `others` in the same way.
+
+    scale: of all pictures, or one for each. At scale 1 that is x0_cond: one network call, and `uncond` may be None.
+    Else all that one network is asked is one batched call, or several where shapes differ (prompts of unequal length):
+    padding would be attended to and change the result. An estimate of weight 0 is not asked for, but for the
+    unconditional one with `keep_uncond`.
+    """
+    weight = scale - 1 if isinstance(scale, int | float) else [one - 1 for one in scale]
+    leading = [away for away in others if _any(away.weight)]
+    if _any(weight) or keep_uncond:
+        if uncond is None:
+            raise ValueError(f"guidance scale {scale} needs an unconditional conditioning; give one, or use scale 1")
+        leading.insert(0, Away(uncond, weight))
+        keep_uncond = True
+    asked = [Away(cond, 0.0), *leading]
+
+    def estimates(x: Tensor, sigma: Tensor) -> Estimates:
+        x0_cond, *worse = _answers(denoiser, asked, x, sigma)
+        x0 = x0_cond
+        for away, x0_worse in zip(leading, worse, strict=True):
+            x0 = x0 + _factor(away.weight, x) * (x0_cond - x0_worse)
+        return Estimates(x0, x0_cond, worse[0] if keep_uncond else None)
+
+    return Guided(estimates)
 
 
 def masked(denoise: Denoise, z: Tensor, mask: Tensor) -> Denoise:
@@ -52,6 +112,52 @@ def switched(first: Denoise, second: Denoise, sigma_switch: float) -> Denoise:
     asks twice in a step may ask both.
     """
     return lambda x, sigma: (first if float(sigma.max()) >= sigma_switch else second)(x, sigma)
+
+
+def edited(denoiser: ConditionalDenoise, edit: Callable[[], AbstractContextManager[None]]) -> ConditionalDenoise:
+    """With its network edited for the time of each call, such as by `freeu`; between calls it is as it was."""
+
+    def denoise(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        with edit():
+            return denoiser(x, sigma, cond)
+
+    return denoise
+
+
+def _answers(denoiser: ConditionalDenoise, asked: Sequence[Away], x: Tensor, sigma: Tensor) -> list[Tensor]:
+    """The estimates of x that are asked for, in their order: a call for all whose network and shapes are the same."""
+    calls: dict[object, list[int]] = {}
+    for i, one in enumerate(asked):
+        calls.setdefault((id(one.denoiser or denoiser), *_shapes(one.cond)), []).append(i)
+    answers: dict[int, Tensor] = {}
+    for indices in calls.values():
+        parts = [asked[i] for i in indices]
+        answer = _answer(parts[0].denoiser or denoiser, parts, x, sigma)  # (len(parts) * B, C, h, w)
+        answers |= dict(zip(indices, answer.chunk(len(parts)), strict=True))
+    return [answers[i] for i in range(len(asked))]
+
+
+def _answer(denoiser: ConditionalDenoise, parts: Sequence[Away], x: Tensor, sigma: Tensor) -> Tensor:
+    n, batch, cond = len(parts), len(x), parts[0].cond
+    if n > 1:
+        cond, x = Conditioning.cat([one.cond for one in parts]), torch.cat([x] * n)  # (n * B, …)
+        sigma = sigma.repeat(n) if sigma.ndim else sigma
+    with ExitStack() as edits:
+        for i, one in enumerate(parts):
+            if one.edit is not None:
+                edits.enter_context(one.edit(slice(i * batch, (i + 1) * batch)))
+        return denoiser(x, sigma, cond)
+
+
+def _any(weight: PerImage) -> bool:
+    return weight != 0 if isinstance(weight, int | float) else any(one != 0 for one in weight)
+
+
+def _factor(weight: PerImage, x: Tensor) -> float | Tensor:
+    """What multiplies x (B, C, h, w): a number, or one for each picture, (B, 1, 1, 1)."""
+    if isinstance(weight, int | float):
+        return weight
+    return per_image(torch.tensor(weight, dtype=torch.float64), x)
 
 
 def _shapes(cond: Conditioning) -> list[torch.Size | None]:

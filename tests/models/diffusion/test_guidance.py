@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import Tensor
 
 from ldm.models.diffusion import Conditioning, guided, switched
+from ldm.models.diffusion.guidance import Away, edited
 
 
 class Recorder:
@@ -73,3 +76,96 @@ def test_two_experts_share_the_noise_levels():
     denoise = switched(first, second, 2.0)
     assert [float(denoise(torch.zeros(()), torch.tensor(sigma))) for sigma in (14.0, 2.0, 1.99, 0.0)] == [1, 1, -1, -1]
     assert float(denoise(torch.zeros(()), torch.tensor([3.0, 3.0]))) == 1
+
+
+def answer(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+    return Recorder()(x, sigma, cond)
+
+
+@pytest.mark.parametrize("scales", [(3.0, 7.5), (1.0, 0.0), (-2.0, 1.0)])
+def test_a_scale_for_each_picture(scales, conds, normal):
+    denoiser, x, sigma = Recorder(), normal("x"), torch.tensor(2.0)
+    x0 = guided(denoiser, *conds, scales)(x, sigma)
+    assert len(denoiser.calls) == 1
+    for i, scale in enumerate(scales):
+        alone = [Conditioning(cond.context[i : i + 1]) for cond in conds]
+        torch.testing.assert_close(x0[i : i + 1], guided(answer, *alone, scale)(x[i : i + 1], sigma))
+
+
+def test_scales_of_1_are_one_call(conds, normal):
+    denoiser = Recorder()
+    assert guided(denoiser, conds[0], None, (1.0, 1.0)).estimates(normal("x"), torch.tensor(2.0)).uncond is None
+    assert len(denoiser.calls) == 1 and denoiser.calls[0][2] is conds[0]
+    with pytest.raises(ValueError, match=r"guidance scale \(1.0, 2.0\) needs an unconditional"):
+        guided(denoiser, conds[0], None, (1.0, 2.0))
+
+
+def test_what_an_answer_is_made_of(conds, normal):
+    x, sigma = normal("x"), torch.tensor(2.0)
+    cond, uncond = (answer(x, sigma, c) for c in conds)
+    for scale, keep in ((3.0, False), (1.0, True)):
+        found = guided(answer, *conds, scale, keep_uncond=keep).estimates(x, sigma)
+        torch.testing.assert_close(found, (uncond + scale * (cond - uncond), cond, uncond))
+
+
+class Perturbable(Recorder):
+    """Its rows answer something else while they are perturbed."""
+
+    perturbed = slice(0, 0)
+
+    def __call__(self, x, sigma, cond):
+        x0 = super().__call__(x, sigma, cond)
+        x0[self.perturbed] *= 0.5
+        return x0
+
+    @contextmanager
+    def edit(self, rows):
+        self.perturbed = rows
+        yield
+        self.perturbed = slice(0, 0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize("same_shapes", [True, False])
+def test_away_from_a_perturbed_network(scale, same_shapes, conds, normal):
+    denoiser, x, sigma = Perturbable(), normal("x"), torch.tensor([2.0, 3.0])
+    cond, uncond = conds if same_shapes else (conds[0], Conditioning(conds[1].context[:, :2]))
+    pag = Away(cond, 2.5, edit=denoiser.edit)
+    x0 = guided(denoiser, cond, uncond, scale, others=[pag])(x, sigma)
+    c, u = answer(x, sigma, cond), answer(x, sigma, uncond)
+    torch.testing.assert_close(x0, u + scale * (c - u) + 2.5 * (c - 0.5 * c))
+    rows = [len(call[0]) for call in denoiser.calls]
+    assert rows == ([4] if scale == 1 else [6] if same_shapes else [4, 2])
+    assert denoiser.perturbed == slice(0, 0)
+
+
+def test_away_from_another_network(conds, normal):
+    x, sigma, good, bad = normal("x"), torch.tensor(2.0), Recorder(), Recorder()
+
+    def worse(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
+        return 0.7 * bad(x, sigma, cond)
+
+    cond, uncond = (answer(x, sigma, c) for c in conds)
+    both = guided(good, *conds, 3.0, others=[Away(conds[1], 0.5, worse)])(x, sigma)
+    torch.testing.assert_close(both, uncond + 3 * (cond - uncond) + 0.5 * (cond - 0.7 * uncond))
+    assert len(good.calls) == 1 and len(bad.calls) == 1
+    paper = guided(good, conds[0], None, 1.0, others=[Away(conds[0], 2.0 - 1, worse)])(x, sigma)
+    torch.testing.assert_close(paper, 2.0 * cond + (1 - 2.0) * 0.7 * cond)  # w D1 + (1 - w) D0
+    themselves = guided(good, *conds, 3.0, others=[Away(conds[0], 1.0, Recorder())])(x, sigma)
+    torch.testing.assert_close(themselves, guided(good, *conds, 3.0)(x, sigma))
+
+
+def test_weight_0_is_not_asked(conds, normal):
+    denoiser, bad, x = Perturbable(), Recorder(), normal("x")
+    others = [Away(conds[0], 0.0, bad), Away(conds[0], (0.0, 0.0), edit=denoiser.edit)]
+    x0 = guided(denoiser, *conds, 3.0, others=others)(x, torch.tensor(2.0))
+    assert torch.equal(x0, guided(answer, *conds, 3.0)(x, torch.tensor(2.0)))
+    assert bad.calls == [] and [len(call[0]) for call in denoiser.calls] == [4]
+
+
+def test_an_edit_lasts_for_a_call(conds, normal):
+    denoiser = Perturbable()
+    denoise = edited(denoiser, lambda: denoiser.edit(slice(None)))
+    x, sigma = normal("x"), torch.tensor(2.0)
+    torch.testing.assert_close(denoise(x, sigma, conds[0]), 0.5 * answer(x, sigma, conds[0]))
+    torch.testing.assert_close(denoiser(x, sigma, conds[0]), answer(x, sigma, conds[0]))
