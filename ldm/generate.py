@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -15,7 +16,6 @@ from PIL import Image
 from torch import Tensor
 
 from ldm import images
-from ldm.guidance import Guidance
 from ldm.hints import Hints, check_finite
 from ldm.models.autoencoder import IdentityAutoencoder
 from ldm.models.diffusion import SAMPLERS
@@ -154,7 +154,8 @@ def _denoise(
     cond, uncond = _told(model, batch, settings, hints), None
     if guidance.cfg_pp or any(scale != 1 for scale in scales):
         uncond = _told(model, batch, settings, hints, negative=True)
-    denoiser = _network(model, hints, guidance)
+    edits = [] if guidance.freeu is None else [partial(freeu, model.unet, *guidance.freeu)]
+    denoiser = _network(model, hints, edits)
     others = [Away(cond, guidance.pag, edit=partial(identity_attention, model.unet, guidance.pag_layers))]
     if worse is not None:
         others.append(Away(_told(worse, batch, settings, hints), guidance.autoguide - 1, _network(worse, hints)))
@@ -164,11 +165,13 @@ def _denoise(
     return guidance.corrected(led, unguided, sigmas, settings.eta or 0.0, limit)
 
 
-def _network(model: LatentDiffusion, hints: Hints, guidance: Guidance | None = None) -> ConditionalDenoise:
-    """A model's network as it is asked: changed by FreeU, and tile by tile."""
+def _network(
+    model: LatentDiffusion, hints: Hints, edits: Sequence[Callable[[], AbstractContextManager[None]]] = ()
+) -> ConditionalDenoise:
+    """A model's network as it is asked: edited, and tile by tile."""
     denoiser: ConditionalDenoise = model.denoiser
-    if guidance is not None and guidance.freeu is not None:
-        denoiser = edited(denoiser, partial(freeu, model.unet, *guidance.freeu))
+    for edit in edits:
+        denoiser = edited(denoiser, edit)
     return denoiser if hints.tiles is None else tiled(denoiser, *hints.tiles)
 
 
