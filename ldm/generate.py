@@ -5,11 +5,13 @@ Progress bars, previews, files and devices belong to the caller.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from PIL import Image
@@ -21,13 +23,12 @@ from ldm.models.autoencoder import IdentityAutoencoder
 from ldm.models.diffusion import SAMPLERS
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.diffusion.guidance import Away, ConditionalDenoise, edited, guided, masked, switched
-from ldm.models.diffusion.spacing import SPACINGS
 from ldm.models.diffusion.step import Denoise, Step
 from ldm.models.diffusion.tiles import decoded, tiled
 from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.modules.edits import freeu, identity_attention
-from ldm.noise import StepNoise, keyed_noise, starting_noise
+from ldm.noise import BrownianNoise, keyed_noise, starting_noise
 from ldm.refiner import Refiner
 from ldm.request import Item, Settings
 
@@ -121,8 +122,8 @@ def sample(
     if settings.sampled_steps == 0:
         return
     sampler, _ = SAMPLERS[settings.sampler]
-    sigmas = SPACINGS[settings.spacing](model.schedule, settings.steps)[-settings.sampled_steps - 1 :]
-    seeds = [item.seed for item in batch]
+    sigmas = settings.levels(model.schedule)
+    seeds = [item.noise_seed for item in batch]
     n = starting_noise(seeds, model.latent_shape(settings.height, settings.width)).to(model.device)  # (B, C, h, w)
     if hints.z is None or settings.strength in (None, 1):
         x = n * math.sqrt(float(sigmas[0]) ** 2 + 1)
@@ -130,14 +131,16 @@ def sample(
         x = model.schedule.add_noise(hints.z, n, sigmas[0])
     if hints.z is not None and hints.mask is not None:  # what is kept is kept from the start
         x = hints.mask * x + (1 - hints.mask) * model.schedule.add_noise(hints.z, n, sigmas[0])
-    options = {} if settings.eta is None else {"eta": settings.eta}
+    options: dict[str, Any] = dict(settings.sampler_options)
+    if "schedule" in inspect.signature(sampler).parameters:  # it is defined on training timesteps
+        options["schedule"] = model.schedule
     denoise = _denoise(model, batch, settings, hints, sigmas, autoguide)
     if refiner is not None:  # which is shown nothing: no refiner takes a hint
         finish = _denoise(refiner.model, batch, settings, NOTHING, sigmas)
         denoise = switched(denoise, finish, refiner.sigma_switch(model))
     if hints.mask is not None and hints.z is not None:
         denoise = masked(denoise, hints.z, hints.mask)
-    yield from sampler(denoise, x, sigmas, noise=StepNoise(seeds), **options)
+    yield from sampler(denoise, x, sigmas, noise=BrownianNoise(seeds), **options)
 
 
 def _denoise(
@@ -201,7 +204,7 @@ def _shown(
     if hints.concat is not None:
         cond = replace(cond, concat=hints.concat.expand(len(batch), -1, -1, -1))
     if hints.noisy is not None:
-        noise = keyed_noise([item.seed for item in batch], hints.noisy.shape[1:], "noise on the hint")
+        noise = keyed_noise([item.noise_seed for item in batch], hints.noisy.shape[1:], "noise on the hint")
         cond = model.add_hint(cond, hints.noisy, hints.noise_level, noise.to(hints.noisy), negative=negative)
     return cond
 

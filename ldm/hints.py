@@ -94,7 +94,7 @@ def to_vary(model: LatentDiffusion, image: Image.Image, noise_level: int) -> Hin
         if getattr(model.unet, "y_dim", None) is not None and model.framing_embedding is None:
             raise ValueError(
                 "this model's file holds no image tower, which variations need; "
-                "load the complete original file, which has it under embedder.model.visual"
+                "load the complete file or folder, which has it under embedder.model.visual or in image_encoder/"
             )
         raise ValueError("this model does not vary pictures; take one that does, such as SD 2.1 unCLIP")
     check_level(noise_level, model.image_augmentation.max_level)
@@ -126,14 +126,37 @@ def from_mask(model: LatentDiffusion, canvas: Canvas, settings: Settings) -> Hin
 
 
 @torch.inference_mode()
+def estimated_depth(model: LatentDiffusion, image: Image.Image) -> Image.Image:
+    """A picture's inverse depth, brighter being nearer, in mode "F" and of about 384 pixels on a side.
+
+    ValueError for a model whose file holds no network for it.
+    """
+    if model.depth_estimator is None:
+        raise ValueError(
+            "--depth: name a picture of the depth, brighter is nearer (depth=…); no network in this model's file "
+            "estimates it, as the MiDaS in Stable Diffusion 2's complete depth file does"
+        )
+    pixels = model.depth_estimator.preprocess(image)  # (1, 3, H, W)
+    depth = model.depth_estimator(pixels.to(next(model.depth_estimator.parameters()))).float()  # (1, H, W)
+    check_finite(depth, "the depth estimator", depth.dtype)
+    return Image.fromarray(depth[0].cpu().numpy())
+
+
+@torch.inference_mode()
 def from_depth(
-    model: LatentDiffusion, depth: Image.Image, settings: Settings, image: Image.Image | None = None
+    model: LatentDiffusion, depth: Image.Image | None, settings: Settings, image: Image.Image | None = None
 ) -> Hints:
     """To draw what has this depth, from noise or from a picture: depth of any mode, brighter is nearer.
 
-    The map covers the picture, whatever its own size, so it is cropped as the picture is. As Stable Diffusion 2 was
-    trained (on the inverse depth of MiDaS) it is brought to the latent's size, bicubic, and its span to [-1, 1].
+    None is the picture's own, as the model's file estimates it. A map covers the picture, whatever its own size, so it
+    is cropped as the picture is. As Stable Diffusion 2 was trained (on the inverse depth of MiDaS) it is brought to the
+    latent's size, bicubic, and its span to [-1, 1].
     """
+    if depth is None:
+        if image is None:
+            raise ValueError("there is neither a depth map nor a picture of which one could be made; give one of them")
+        image = images.fit(image, settings.width, settings.height)
+        depth = estimated_depth(model, image)
     depth = images.to_gray(depth)
     size = depth.size if image is None else image.size
     values = torch.from_numpy(np.array(_cropped(depth, size, settings)))[None, None]  # (1, 1, H, W)

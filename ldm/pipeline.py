@@ -25,20 +25,31 @@ class Options(TypedDict, total=False):
     negative_prompt: str | None  # None is "not given", which for SDXL is not the same as ""
     height: int | None  # pixels
     width: int | None
-    steps: int  # 30
-    sampler: str  # ddim
+    steps: int | None  # 30
+    sampler: str  # ddim; names of other programs do too, also with a spacing: "DPM++ 2M Karras"
     spacing: str | None
+    sigma_min: float | None  # where the spacing ends and begins, and its shape; not all have these
+    sigma_max: float | None
+    rho: float | None
+    sigmas: Sequence[float] | None  # the noise levels themselves, or
+    timesteps: Sequence[float] | None  # the training timesteps, instead of spacing and steps; falling
     eta: float | None
     guidance_scale: float | Sequence[float] | None  # several: picture i has the i-th, and they begin again
     guidance: Guidance | None  # what else it is guided by: rescaling, an interval, PAG, …
     autoguide: LatentDiffusion | None  # a worse model, to lead away from
     seed: int  # 0; picture i of all has seed + i
+    variation_seed: int | None  # at a strength above 0 all have `seed`, and picture i varies it by variation_seed + i
+    variation_strength: float | None  # 0 is the picture of seed, 1 that of the variation seed
     num_images: int  # of each prompt: 1
     batch_size: int  # drawn together: 4
     on_step: OnStep | None  # called after each step
     refiner: Refiner | None  # a second model for the last of the noise levels
     original_size: tuple[int, int] | None  # (height, width) that SDXL is told the picture had: height and width
     crop: tuple[int, int] | None  # (top, left) where it was cut out of that: (0, 0)
+    s_churn: float | None  # of samplers that add noise (euler, heun, …), as in k-diffusion: 0
+    s_tmin: float | None  # 0
+    s_tmax: float | None  # infinity
+    s_noise: float | None  # 1
 
 
 def txt2img(model: LatentDiffusion, prompt: str | Sequence[str], **options: Unpack[Options]) -> Iterator[Result]:
@@ -101,7 +112,7 @@ def inpaint(
 def depth2img(
     model: LatentDiffusion,
     prompt: str | Sequence[str],
-    depth: Picture,
+    depth: Picture | None = None,
     init_image: Picture | None = None,
     *,
     strength: float = 0.8,
@@ -109,6 +120,7 @@ def depth2img(
 ) -> Iterator[Result]:
     """Draws what has this depth, brighter being nearer, with a model made for it (Stable Diffusion 2 depth).
 
+    depth: None is that of `init_image`, where the model's file holds the network that estimates it.
     From noise, or from `init_image` as `img2img` does; only then `strength` says anything. The map, of any size, covers
     the picture. The size drawn is that of `init_image`, or else of the map, as `picture_size` says.
     """
@@ -172,7 +184,7 @@ def _settings(
         model,
         height,
         width,
-        options.get("steps", 30),
+        options.get("steps"),
         options.get("sampler", "ddim"),
         options.get("spacing"),
         options.get("eta"),
@@ -180,12 +192,28 @@ def _settings(
         strength,
         options.get("original_size"),
         options.get("crop"),
-        options.get("guidance"),
+        s_churn=options.get("s_churn"),
+        s_tmin=options.get("s_tmin"),
+        s_tmax=options.get("s_tmax"),
+        s_noise=options.get("s_noise"),
+        sigma_min=options.get("sigma_min"),
+        sigma_max=options.get("sigma_max"),
+        rho=options.get("rho"),
+        sigmas=options.get("sigmas"),
+        timesteps=options.get("timesteps"),
+        guidance=options.get("guidance"),
     )
 
 
 def _items(prompt: str | Sequence[str], options: Options) -> list[Item]:
-    items = make_items(prompt, options.get("negative_prompt"), options.get("seed", 0), options.get("num_images", 1))
+    items = make_items(
+        prompt,
+        options.get("negative_prompt"),
+        options.get("seed", 0),
+        options.get("num_images", 1),
+        options.get("variation_seed"),
+        options.get("variation_strength"),
+    )
     scales = options.get("guidance_scale")
     return with_scales(items, scales, options.get("guidance")) if isinstance(scales, Sequence) else items
 

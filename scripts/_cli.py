@@ -15,12 +15,10 @@ from typing import Any
 
 from _options import (
     ELSEWHERE,
-    LATER,
     MAX_SEED,
     OWN_DEFAULTS,
     PARTS,
     PICTURES,
-    SAMPLERS,
     WORDLESS,
     Usage,
     make_parser,
@@ -28,7 +26,6 @@ from _options import (
 
 DEFAULTS: dict[str, Any] = {
     "repeat": 1,
-    "steps": 30,
     "sampler": "ddim",
     "seed": 0,
     "n_samples": 1,
@@ -41,14 +38,13 @@ WITH_REPRODUCE = {"model", "config", "plugin", "device", *PICTURES, *PARTS, "out
 REQUIRED = {
     "img2img": ("init_img",),
     "inpaint": ("init_img",),
-    "depth2img": ("depth",),
     "upscale": ("init_img",),
     "variations": ("init_img",),
 }
 PROMPTLESS = ("upscale", "variations")  # which may go without a prompt
 NEEDED = {
     "init_img": "name the picture to begin from",
-    "depth": "name a picture of the depth, brighter is nearer; no network here measures it",
+    "depth": "name a picture of the depth, brighter is nearer, or one with --init-img whose depth is to be estimated",
 }
 
 
@@ -78,9 +74,6 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args([_dashed(word) for word in argv])
     typed = {name for name, value in vars(options).items() if value is not parser.get_default(name)}
     options.command = command
-    for name, what in LATER.items():
-        if name.strip("-").replace("-", "_") in typed:
-            raise Usage(f"{name}: {what} is not here yet; leave it out (--sampler has {', '.join(SAMPLERS)})")
     for name, other in ELSEWHERE.items():
         if name.strip("-") in typed and command != other:
             raise Usage(f"{name}: scripts/{other}.py takes it; this is scripts/{command}.py")
@@ -115,7 +108,8 @@ def _check(options: argparse.Namespace) -> None:
     elif (options.prompt is None) == (options.from_file is None):
         both = ", not both" if options.prompt is not None else ""
         raise Usage(f'give --prompt "what to draw", or --from-file with a prompt a line{both}')
-    for name in REQUIRED.get(options.command, ()):
+    required = ("depth",) if options.command == "depth2img" and options.init_img is None else ()
+    for name in REQUIRED.get(options.command, required):
         if getattr(options, name) is None:
             raise Usage(f"--{name.replace('_', '-')}: {NEEDED[name]}")
     if options.command == "upscale" and (options.H is not None or options.W is not None):
@@ -129,8 +123,15 @@ def _check(options: argparse.Namespace) -> None:
     if options.seed == -1:
         options.seed = secrets.randbelow(MAX_SEED + 2 - min(count, MAX_SEED))
         print(f"seed: {options.seed}")
-    if options.seed + count - 1 > MAX_SEED:
-        raise Usage(f"--seed: {options.seed} and the {count - 1} after it leave 0 … {MAX_SEED}; begin lower")
+    if (options.variation_seed is None) != (options.variation_strength is None):
+        raise Usage("--variation-seed and --variation-strength need each other; give both, or none")
+    if options.variation_seed == -1:
+        options.variation_seed = secrets.randbelow(MAX_SEED + 2 - min(count, MAX_SEED))
+        print(f"variation seed: {options.variation_seed}")
+    counted = "variation_seed" if options.variation_strength else "seed"
+    if getattr(options, counted) + count - 1 > MAX_SEED:
+        first, name = getattr(options, counted), counted.replace("_", "-")
+        raise Usage(f"--{name}: {first} and the {count - 1} after it leave 0 … {MAX_SEED}; begin lower")
     if options.scale is not None and len(options.scale) > count:
         raise Usage(f"--scale: {len(options.scale)} scales for {count} pictures; --n-iter or --n-samples draws more")
     if options.autoguide_scale is not None and options.autoguide is None:

@@ -23,29 +23,43 @@ Params = Mapping[str, Any]
 class Theirs:
     unet: nn.Module
     vae: nn.Module
-    towers: list[nn.Module]  # in our order
-
-    def states(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Our token ids -> what cross-attention reads, and the pooled vector of SDXL, as their pipelines make them."""
-        if "WithProjection" not in type(self.towers[-1]).__name__:
-            return self.towers[0](tokens).last_hidden_state, None
-        rows = [tokens] if tokens.ndim == 2 else list(tokens.unbind(1))
-        outputs = [tower(row, output_hidden_states=True) for tower, row in zip(self.towers, rows, strict=True)]
-        return torch.cat([output.hidden_states[-2] for output in outputs], dim=2), outputs[-1].text_embeds
+    towers: list[nn.Module]  # in our order; pipelines need none, where prompts go in as states
 
 
 def build_theirs(params: Params, model: LatentDiffusion) -> Theirs:
-    """Their modules, sharing the memory of our weights; `params` are those of our config's root."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    """All of their modules, sharing the memory of our weights; `params` are those of our config's root."""
+    return Theirs(unet_of(params, model), vae_of(params, model), towers_of(model))
+
+
+def unet_of(params: Params, model: LatentDiffusion) -> Any:
+    from diffusers import UNet2DConditionModel
 
     with on_meta():
         unet = UNet2DConditionModel(**unet_config(params))
+    return _give(unet, model.unet.state_dict())
+
+
+def vae_of(params: Params, model: LatentDiffusion) -> Any:
+    from diffusers import AutoencoderKL
+
+    with on_meta():
         vae = AutoencoderKL(**vae_config(params["autoencoder"]["params"]))
-    _give(unet, model.unet.state_dict())
-    _give(vae, model.autoencoder.state_dict())
+    return _give(vae, model.autoencoder.state_dict())
+
+
+def towers_of(model: LatentDiffusion) -> list[nn.Module]:
     encoder = model.text_encoder
     towers = [encoder.get_submodule(prefix.rstrip(".")) for prefix in tower_prefixes(encoder)]
-    return Theirs(unet, vae, [_tower(tower, alone=len(towers) == 1) for tower in towers])
+    return [_tower(tower, alone=len(towers) == 1) for tower in towers]
+
+
+def states(towers: list[nn.Module], tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Our token ids -> what cross-attention reads, and the pooled vector of SDXL, as their pipelines make them."""
+    if "WithProjection" not in type(towers[-1]).__name__:
+        return towers[0](tokens).last_hidden_state, None
+    rows = [tokens] if tokens.ndim == 2 else list(tokens.unbind(1))
+    outputs = [tower(row, output_hidden_states=True) for tower, row in zip(towers, rows, strict=True)]
+    return torch.cat([output.hidden_states[-2] for output in outputs], dim=2), outputs[-1].text_embeds
 
 
 def unet_config(params: Params) -> dict[str, Any]:
@@ -126,9 +140,9 @@ def _tower(ours: nn.Module, alone: bool) -> nn.Module:
     return tower
 
 
-def _give(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def _give(module: nn.Module, tensors: Mapping[str, Tensor]) -> nn.Module:
     module.load_state_dict(dict(tensors), assign=True)
-    module.eval()
+    return module.eval()
 
 
 # --- pipelines ---------------------------------------------------------------------------------------------------
@@ -161,11 +175,11 @@ def pipeline(family: str, params: Params, theirs: Theirs) -> Any:
     """Their pipeline for a family, without tokenizer: prompts go in as states."""
     import diffusers
 
-    text = theirs.towers[0]
+    text, text_2 = (*theirs.towers, None, None)[:2]
     parts = {"vae": theirs.vae, "unet": theirs.unet, "scheduler": scheduler(params), "tokenizer": None}
     plain = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     if family == "sdxl-base":
-        towers = {"text_encoder": text, "text_encoder_2": theirs.towers[1], "tokenizer_2": None}
+        towers = {"text_encoder": text, "text_encoder_2": text_2, "tokenizer_2": None}
         made = diffusers.StableDiffusionXLPipeline(**parts, **towers, add_watermarker=False)
     elif family == "sdxl-refiner":
         towers = {"text_encoder": None, "text_encoder_2": text, "tokenizer_2": None}

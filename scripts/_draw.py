@@ -22,7 +22,7 @@ from ldm.generate import Progress, generate
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.png import Folder
 from ldm.refiner import Refiner, check_latents
-from ldm.request import Item, clean, with_scales
+from ldm.request import Item, clean, make_seeds, with_scales
 
 
 def draw(options: argparse.Namespace) -> int:
@@ -146,12 +146,13 @@ def _check_model(options: argparse.Namespace, model: LatentDiffusion) -> None:
 
 
 def _items(options: argparse.Namespace) -> list[Item]:
-    """Everything to draw, in order; picture i has seed + i, with --fixed-code the seed of its place in the batch."""
+    """Everything to draw, in order; picture i has seed i, with --fixed-code that of its place in the batch."""
     if options.reproduce is not None:
         return list(options.items)
     prompts = [prompt for _ in range(options.n_iter) for prompt in options.prompts for _ in range(options.repeat)]
     cycle = options.n_samples if options.fixed_code else len(prompts)
     negative = None if options.negative_prompt is None else clean(options.negative_prompt)
-    items = [Item(clean(prompt), negative, options.seed + i % cycle) for i, prompt in enumerate(prompts)]
+    seeds = make_seeds(min(cycle, len(prompts)), options.seed, options.variation_seed, options.variation_strength)
+    items = [Item(clean(prompt), negative, *seeds[i % cycle]) for i, prompt in enumerate(prompts)]
     several = options.scale is not None and len(options.scale) > 1
     return with_scales(items, options.scale, make_guidance(options)) if several else items

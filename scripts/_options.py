@@ -6,17 +6,18 @@ import argparse
 import difflib
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NoReturn
 
-SAMPLERS = ("ddim", "ddpm")  # those of ldm.models.diffusion, which would cost torch's import here; a test compares them
-SPACINGS = ("uniform", "trailing", "linspace")
+from ldm.names import SAMPLERS, SPACINGS, find_sampler, find_spacing
+
 PRECISIONS = ("full", "autocast", "fp16", "bf16")
 MAX_SEED = 2**32 - 1
 MAX_SIDE = 8192
-LATER = {  # options people know, of things that are still to come
-    "--plms": "the sampler plms",
-    "--dpm-solver": "the sampler dpm-solver",
-    "--dpm": "the sampler dpm",
+FLAGS = {  # the original scripts' own words for a sampler, with the noise levels that it visited there
+    "--plms": "plms uniform",
+    "--dpm-solver": "dpmpp_2m sgm_uniform",
+    "--dpm": "dpmpp_2m sgm_uniform",
 }
 ELSEWHERE = {"--mask": "inpaint", "--depth": "depth2img"}  # options people may give to another command than theirs
 
@@ -112,6 +113,27 @@ def numbers(text: str) -> list[str]:
     return words
 
 
+def falling(text: str) -> list[float]:
+    """Numbers apart by commas, each below the one before it."""
+    values = [number(0, math.inf)(word) for word in text.split(",")]
+    if any(after >= value for value, after in pairwise(values)):
+        raise argparse.ArgumentTypeError(f"{text} does not fall; each number must be below the one before it")
+    return values
+
+
+def named(find: Callable[[str], object]) -> Callable[[str], str]:
+    """A name that `find` does not refuse."""
+
+    def convert(text: str) -> str:
+        try:
+            find(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return text
+
+    return convert
+
+
 def seed(text: str) -> int:
     return -1 if text == "random" else whole(-1, MAX_SEED)(text)
 
@@ -164,6 +186,21 @@ SIZES: tuple[Option, ...] = (
     ("--original-size", pair("HxW", 1), "HxW", "the size SDXL is told the picture had (--H and --W)"),
     ("--crop", pair("T,L", 0), "T,L", "and where in it, top and left, this one was cut out (0,0)"),
 )
+CHURN: tuple[Option, ...] = (
+    ("--s-churn", number(0, math.inf), "S", "noise added on the way, in samplers that can (0)"),
+    ("--s-tmin", number(0, math.inf), "S", "at noise levels from this one (0)"),
+    ("--s-tmax", number(0, math.inf), "S", "to this one (all)"),
+    ("--s-noise", number(0, math.inf), "S", "a factor of that noise (1)"),
+)
+LEVELS: tuple[Option, ...] = (
+    ("--sampler", named(find_sampler), "NAME", f'{", ".join(SAMPLERS)}, or as elsewhere: "DPM++ 2M Karras" (ddim)'),
+    ("--spacing", named(find_spacing), "NAME", f"noise levels visited: {', '.join(SPACINGS)} (the sampler's own)"),
+    ("--sigma-min", number(0, math.inf), "S", "noise level of the last step, for spacings over sigma such as karras"),
+    ("--sigma-max", number(0, math.inf), "S", "and of the first"),
+    ("--rho", number(0.1, 100), "R", "shape of karras (7) and polyexponential (1)"),
+    ("--sigmas", falling, "S,S,…", "noise levels of your own, falling, instead of --steps and --spacing"),
+    ("--timesteps", falling, "T,T,…", "the same as training timesteps, 999,850,…"),
+)
 ANY = (-math.inf, math.inf)
 GUIDANCE: tuple[Option, ...] = (
     (
@@ -215,7 +252,7 @@ def _commands() -> dict[str, tuple[str, tuple[Option, ...]]]:
         "depth2img": (
             "Draw what has a given depth, with a model made for it.",
             (
-                ("--depth", str, "FILE", "a picture of the depth: brighter is nearer"),
+                ("--depth", str, "FILE", "a picture of the depth: brighter is nearer (none: estimated)"),
                 ("--init-img", str, "FILE", "the picture to begin from (none: from noise)"),
                 _defaulted(strength, "depth2img"),
             ),
@@ -272,13 +309,15 @@ def make_parser(command: str) -> Parser:
     group(
         "how",
         ("--steps --ddim-steps", whole(1, 1000), "N", "denoising steps, exactly (30)"),
-        ("--sampler", one_of(*SAMPLERS), "NAME", f"{', '.join(SAMPLERS)} (ddim)"),
-        ("--spacing", one_of(*SPACINGS), "NAME", f"noise levels visited: {', '.join(SPACINGS)} (the sampler's own)"),
+        *LEVELS,
         ("--eta --ddim-eta", number(0, 1), "E", "fresh noise in each step, 0 … 1 (the sampler's own)"),
+        *CHURN,
         ("--H --height", side, "PX", "height, a multiple of 8 (the model's own)"),
         ("--W --width", side, "PX", "width, a multiple of 8 (the model's own)"),
         *SIZES,
         ("--seed", seed, "N", "picture i has seed N + i (0); -1 or random draws one and prints it"),
+        ("--variation-seed", seed, "N", "vary the picture of --seed towards this one's; picture i varies by N + i"),
+        ("--variation-strength", number(0, 1), "V", "how far: 0 is the picture of --seed, 1 that of N"),
         ("--fixed-code", True, None, "every batch has the seeds of the first"),
     )
     group("guidance (docs/guidance.md)", *GUIDANCE)
@@ -308,6 +347,8 @@ def make_parser(command: str) -> Parser:
         ("--debug", True, None, "a traceback instead of one sentence"),
     )
     known = {name for option in own for name in option[0].split()}
-    for name in (*LATER, *(name for name in ELSEWHERE if name not in known)):
+    for name, words in FLAGS.items():
+        parser.add_argument(name, action="store_const", const=words, dest="sampler", help=argparse.SUPPRESS)
+    for name in (name for name in ELSEWHERE if name not in known):
         parser.add_argument(name, nargs="?", const=True, help=argparse.SUPPRESS)
     return parser

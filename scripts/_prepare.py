@@ -59,8 +59,8 @@ def _canvas(options: argparse.Namespace, pictures: Pictures) -> masks.Canvas:
 
 
 def _depth2img(options: argparse.Namespace, model: LatentDiffusion, pictures: Pictures) -> tuple[Settings, Hints]:
-    image, depth = pictures.get("init_img"), pictures["depth"]
-    size = _size(options, model, depth if image is None else image)
+    image, depth = pictures.get("init_img"), pictures.get("depth")
+    size = _size(options, model, pictures["depth"] if image is None else image)
     settings = _settings(options, model, *size, None if image is None else options.strength)
     return settings, hints.from_depth(model, depth, settings, image)
 
@@ -142,5 +142,14 @@ def _settings(
         strength=strength,
         original_size=options.original_size,
         crop=options.crop,
+        s_churn=options.s_churn,
+        s_tmin=options.s_tmin,
+        s_tmax=options.s_tmax,
+        s_noise=options.s_noise,
+        sigma_min=options.sigma_min,
+        sigma_max=options.sigma_max,
+        rho=options.rho,
+        sigmas=options.sigmas,
+        timesteps=options.timesteps,
         guidance=make_guidance(options),
     )

@@ -20,6 +20,7 @@ from ldm import images
 from ldm.checkpoint.load import weights_path
 from ldm.generate import Result
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.names import SAMPLERS, SPACINGS
 from ldm.png import parameters_text, read_request, text_chunks
 from ldm.request import Item, Settings
 
@@ -27,6 +28,8 @@ OPTIONS = {"height": "H", "width": "W"}  # settings whose option has another nam
 KINDS: dict[str, tuple[type, ...]] = {  # what a setting of each type is in JSON; others are numbers or nothing
     "int": (int,),
     "str": (str,),
+    "str | None": (str, type(None)),
+    "tuple[float, ...] | None": (list, type(None)),
     "tuple[int, int] | None": (list, type(None)),
 }
 DTYPES = {"full": torch.float32, "autocast": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -107,16 +110,25 @@ def describe(result: Result, made_by: dict[str, Any], shows: str = "picture") ->
         item.negative_prompt,
         {
             "Steps": settings.steps,
-            "Sampler": settings.sampler.upper(),
-            "Schedule type": settings.spacing.capitalize(),
+            "Sampler": SAMPLERS[settings.sampler][0],
+            "Schedule type": None if settings.spacing is None else SPACINGS[settings.spacing][0],
+            "Schedule max sigma": settings.sigma_max,
+            "Schedule min sigma": settings.sigma_min,
+            "Schedule rho": settings.rho,
             "CFG scale": settings.guidance_scale if item.guidance_scale is None else item.guidance_scale,
             "Seed": item.seed,
             "Size": f"{settings.width}x{settings.height}",
             "Model hash": made_by["model"]["sha256"][:10],
             "Model": Path(made_by["model"]["name"]).stem,
             "VAE": parts.get("vae"),
+            "Variation seed": item.variation_seed,
+            "Variation seed strength": item.variation_strength or None,
             "Denoising strength": settings.strength,
             "Eta": settings.eta,
+            "Sigma churn": settings.s_churn,
+            "Sigma tmin": settings.s_tmin,
+            "Sigma tmax": settings.s_tmax,
+            "Sigma noise": settings.s_noise,
             "Refiner": parts.get("refiner"),
             "Refiner switch at": made_by["model"]["refine_at"],
             **parameters(settings.guidance, parts.get("autoguide")),
@@ -174,11 +186,14 @@ def take_over(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _item(one: dict[str, Any]) -> Item:
-    negative, scale = one["negative_prompt"], one.get("guidance_scale")
+    negative = one["negative_prompt"]
+    other, scale = one.get("variation_seed"), one.get("guidance_scale")  # older pictures have none
     return Item(
         str(one["prompt"]),
         None if negative is None else str(negative),
         int(one["seed"]),
+        None if other is None else int(other),
+        float(one.get("variation_strength", 0)),
         guidance_scale=None if scale is None else float(scale),
     )
 

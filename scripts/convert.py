@@ -22,6 +22,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--variant", help="which files of a folder, e.g. fp16 (default: the plain ones)")
     parser.add_argument("--parameterization", choices=("eps", "v", "x0"), help="if not what the config says")
+    parser.add_argument(
+        "--no-probe",
+        dest="probe",
+        action="store_false",
+        help="take an SD 2 network that nothing is said of for one of eps; don't ask it (seconds, and memory for the "
+        "model)",
+    )
     options = parser.parse_args(argv)
     suffix, wanted = Path(options.output).suffix, "" if options.layout == "diffusers" else ".safetensors"
     if Path(options.output).exists() or (suffix != wanted if wanted else suffix in (".safetensors", ".ckpt")):
@@ -44,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             use_ema=options.ema,
             variant=options.variant,
             parameterization=options.parameterization,
+            ask=options.probe,
+            note=print,
         )
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

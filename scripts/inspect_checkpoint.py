@@ -13,12 +13,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", help="a .safetensors or .ckpt file, or a diffusers folder")
     parser.add_argument("--variant", help="which files of a folder, e.g. fp16 (default: the plain ones)")
+    parser.add_argument(
+        "--no-probe",
+        dest="probe",
+        action="store_false",
+        help="of an SD 2 file that does not say, don't ask the network whether it predicts eps or v (it takes seconds, "
+        "and memory for the model)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(argv)
     from ldm.checkpoint.report import report  # torch from here on
 
     try:
-        found = report(options.file, options.variant)
+        found = report(options.file, options.variant, ask=options.probe)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

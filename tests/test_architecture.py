@@ -15,13 +15,13 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "ldm").rglob("*.py"))
 
 RANKS = [  # a file imports from lower ranks, and from its own entry's folder
-    ["ldm.config_file", "ldm.files"],
+    ["ldm.config_file", "ldm.files", "ldm.names"],
     ["ldm.config", "ldm.images", "ldm.noise"],
     ["ldm.png", "ldm.masks"],
     ["ldm.modules"],
     ["ldm.models.diffusion"],
     ["ldm.models.autoencoder", "ldm.models.framing", "ldm.models.text_encoder"],
-    ["ldm.models.bert", "ldm.models.image_encoder"],
+    ["ldm.models.bert", "ldm.models.depth", "ldm.models.image_encoder"],
     ["ldm.models.latent_diffusion"],
     ["ldm.checkpoint"],
     ["ldm.guidance"],
@@ -34,7 +34,8 @@ RANKS = [  # a file imports from lower ranks, and from its own entry's folder
     ["ldm.training"],
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
-SAMPLERS = {"ddim", "ddpm", "step", "spacing"}
+SAMPLERS = {"ancestral", "consistency", "ddim", "ddpm", "dpmpp_sde", "step", "spacing", "levels"}
+SAMPLERS |= {"euler", "multistep", "exponential", "dpm_solver", "restart"}
 
 
 def module_name(path: Path) -> str:

@@ -54,7 +54,7 @@ def same(a: Image.Image, b: Image.Image) -> bool:
     return a.size == b.size and a.tobytes() == b.tobytes()
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "dpm_adaptive"])  # its steps suit the worst
 def test_an_image_is_the_same_alone_and_in_a_batch(own_tiny: Any, sampler: str) -> None:
     tiny = own_tiny.double()  # so that what differs is not rounding, which a random network amplifies
     settings = resolve(tiny, steps=4, sampler=sampler)
@@ -213,8 +213,16 @@ def test_non_finite_numbers_are_named_not_drawn(own_tiny: Any) -> None:
         ({"width": 0}, r"width 0 .* nearest is 8"),
         ({"steps": 0}, r"steps is 0; it can be 1 … 1000"),
         ({"steps": 1001}, "steps is 1001"),
-        ({"sampler": "euler"}, "no sampler 'euler'; there are ddim, ddpm"),
-        ({"spacing": "karras"}, "no spacing 'karras'; there are uniform"),
+        ({"sampler": "eular"}, "no sampler 'eular'; the nearest: euler, "),
+        ({"spacing": "karas"}, "no spacing 'karas'; the nearest: karras"),
+        ({"spacing": "trailing", "rho": 3.0}, "rho is 3, but spacing trailing has none; karras, polyexponential have"),
+        ({"sigma_min": 0.1}, "sigma_min is 0.1, but spacing uniform has none; karras, exponential"),
+        ({"spacing": "karras", "sigma_min": 5.0, "sigma_max": 5.0}, "takes 0 < sigma_min < sigma_max"),
+        ({"sigmas": [3, 7]}, "sigmas has 7 after 3"),
+        ({"timesteps": []}, "timesteps is an empty list"),
+        ({"sigmas": [7], "timesteps": [7]}, "sigmas and timesteps are both given"),
+        ({"sigmas": [7], "steps": 2}, "steps is 2, but a list of 1 noise levels is given"),
+        ({"sigmas": [7], "rho": 2.0}, "rho is 2.0, but a list"),
         ({"eta": math.nan}, "eta is nan"),
         ({"guidance_scale": math.inf}, "guidance_scale is inf"),
         ({"seed": -1}, "seed -1"),
@@ -225,6 +233,55 @@ def test_non_finite_numbers_are_named_not_drawn(own_tiny: Any) -> None:
 def test_bad_values_are_refused_before_anything_is_drawn(tiny: Any, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         ldm.txt2img(tiny, "a", **options)  # not even iterated
+
+
+def test_samplers_and_spacings_by_the_names_of_other_programs(tiny: Any) -> None:
+    def chosen(sampler: str, spacing: str | None = None) -> tuple[str, str | None]:
+        settings = resolve(tiny, steps=3, sampler=sampler, spacing=spacing)
+        return settings.sampler, settings.spacing
+
+    assert chosen("ddim") == ("ddim", "uniform") and chosen("DDPMScheduler") == ("ddpm", "trailing")
+    assert chosen("DDIM Karras") == ("ddim", "karras")
+    assert chosen("DDIM Karras", "SGM Uniform") == ("ddim", "sgm_uniform")  # the spacing's own word wins
+    assert chosen("ddpm", "automatic") == ("ddpm", "trailing")
+
+
+def test_a_sampler_and_a_spacing_of_ones_own(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SPACINGS, "halves", lambda schedule, n: 2.0 ** -torch.arange(n + 1.0).double())
+    monkeypatch.setitem(SAMPLERS, "mine", (SAMPLERS["ddim"][0], "halves"))
+    settings = resolve(tiny, steps=3, sampler="mine")
+    assert settings.levels(tiny.schedule).tolist() == [1, 0.5, 0.25, 0.125]
+    monkeypatch.delitem(SAMPLERS, "ddpm")
+    with pytest.raises(ValueError, match="no sampler 'DDPM'; there are .*ddim.* mine"):
+        resolve(tiny, sampler="DDPM")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"spacing": spacing, "steps": 10} for spacing in SPACINGS),
+        {"spacing": "karras", "steps": 10, "sigma_min": 0.1, "rho": 3.0},
+        {"sigmas": [14, 9, 6, 4, 3, 2, 1, 0.5, 0.2, 0.1]},
+        {"timesteps": [999, 900, 800, 700, 600, 500, 400, 300, 200, 100]},
+    ],
+)
+def test_from_a_picture_the_last_part_of_any_list_is_visited(tiny: Any, options: dict[str, Any]) -> None:
+    whole = resolve(tiny, **options).levels(tiny.schedule)
+    assert whole.shape == (11,)
+    for strength, count in ((1.0, 10), (0.75, 8), (0.5, 5), (0.01, 1), (0.0, 0)):
+        settings = resolve(tiny, strength=strength, **options)
+        assert torch.equal(settings.levels(tiny.schedule), whole[10 - count :])
+    seen: list[float] = []
+    list(ldm.img2img(tiny, "a", PICTURE, strength=0.3, on_step=lambda p: seen.append(p.step.sigma), **options))
+    assert seen == whole[8:].tolist()
+
+
+def test_lists_of_noise_levels_and_of_timesteps_are_one(tiny: Any) -> None:
+    t = [999, 600, 24]
+    sigmas = tiny.schedule.sigmas[t].tolist()
+    a, b = resolve(tiny, timesteps=t), resolve(tiny, sigmas=sigmas)
+    assert a == b == resolve(tiny, sigmas=(*sigmas, 0), steps=3) and a.steps == 3 and a.spacing is None
+    assert a == resolve(tiny, sampler="DDIM Karras", timesteps=t)  # a list wins over the spacing of a name
 
 
 @pytest.mark.parametrize("strength", [-0.1, 1.1, math.nan])

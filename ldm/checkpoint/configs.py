@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ldm.checkpoint import depth_keys, single_file
 from ldm.checkpoint.detect import FAMILIES, signature
 from ldm.checkpoint.meta import on_meta
 from ldm.checkpoint.original_config import translate
@@ -22,6 +23,11 @@ PACKAGE = Path(__file__).parents[1]
 CONFIGS = next(
     (folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir()), PACKAGE / "configs"
 )
+DEPTHS = ("depth_estimator.", single_file.DEPTH)  # before the estimator's tensors, in any layout
+IN_SOME_FILES = {  # parts that a family's files may lack: what tensors' names in the others begin with
+    ("image_encoder", "image_augmentation"): ("image_encoder.", "embedder.model.visual."),
+    ("depth_estimator",): tuple(f"{prefix}{name}" for prefix in DEPTHS for name in depth_keys.PROOFS),
+}
 HUGGING_FACE_LAYER = re.compile(r"text_encoder\.(?:text_model\.)?encoder\.layers\.(\d+)\.")
 
 
@@ -72,15 +78,17 @@ def with_cut_tower(tree: Mapping[str, Any], weights: Weights, source: str) -> Ma
 
 
 def without_absent_tower(tree: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Mapping[str, Any]:
-    """unCLIP without the image tower, where the file has none: it lacks what `variations` needs and nothing else."""
-    if "image_encoder" not in tree.get("params", {}) or any(
-        name.startswith(("image_encoder.", "embedder.model.visual.")) for name in tensors
-    ):
+    """Without the networks that look at pictures, where the file has none: unCLIP's tower, which only `variations`
+    needs, and what estimates depth, in whose place it can be given."""
+    absent = [part for parts, marks in IN_SOME_FILES.items() for part in parts if not holds(tensors, marks)]
+    if not set(absent) & set(tree.get("params", {})):
         return tree
-    return {
-        **tree,
-        "params": {k: v for k, v in tree["params"].items() if k not in ("image_encoder", "image_augmentation")},
-    }
+    return {**tree, "params": {k: v for k, v in tree["params"].items() if k not in absent}}
+
+
+def holds(tensors: Mapping[str, Tensor], marks: tuple[str, ...]) -> bool:
+    """Whether a tensor's name begins with one of the marks."""
+    return any(name.startswith(marks) for name in tensors)
 
 
 def _family_config(weights: Weights, path: Path, parameterization: str | None) -> str:

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from ldm.checkpoint import diffusers_pictures
 from ldm.checkpoint.read import CheckpointError
 from ldm.config import registered
 from ldm.models.diffusion.schedule import NoiseSchedule
@@ -28,6 +29,11 @@ CLASSES = {  # component -> (library, class)
     "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
     "tokenizer": ("transformers", "CLIPTokenizer"),
     "tokenizer_2": ("transformers", "CLIPTokenizer"),
+    "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
+    "feature_extractor": ("transformers", "CLIPImageProcessor"),
+    "depth_estimator": ("transformers", "DPTForDepthEstimation"),
+    "image_normalizer": ("stable_diffusion", "StableUnCLIPImageNormalizer"),
+    "image_noising_scheduler": ("diffusers", "DDPMScheduler"),
 }
 
 
@@ -65,6 +71,13 @@ def configs(tree: Mapping[str, Any], model: LatentDiffusion) -> dict[str, Node]:
     if model.low_resolution is not None:
         low = _settings(_settings(params["low_resolution"])["schedule"])
         files["low_res_scheduler/scheduler_config.json"] = _scheduler(low, model.low_resolution.schedule, "epsilon")
+    if model.image_encoder is not None and model.image_augmentation is not None:
+        files |= diffusers_pictures.image_encoder_configs(model.image_encoder, model.image_augmentation.width)
+        noise = _settings(_settings(params["image_augmentation"])["schedule"])
+        noising = _scheduler(noise, model.image_augmentation.schedule, "epsilon")
+        files["image_noising_scheduler/scheduler_config.json"] = noising
+    if model.depth_estimator is not None:
+        files |= diffusers_pictures.depth_configs(model.depth_estimator)
     parts = [*dict.fromkeys(name.partition("/")[0] for name in files)]
     parts += [part.replace("text_encoder", "tokenizer") for part in towers]
     return files | {"model_index.json": _index(model, parts)}
@@ -77,7 +90,7 @@ def _settings(node: Mapping[str, Any]) -> Node:
 
 
 def _index(model: LatentDiffusion, parts: list[str]) -> Node:
-    """The pipeline that draws with such a model. Its networks that ours has not (safety, depth, images) are null."""
+    """The pipeline that draws with such a model. Those of its networks that the model has not are null."""
     absent, more = ["safety_checker", "feature_extractor"], {}
     channels, latents = model.unet.in_channels, model.autoencoder.latent_channels
     if model.low_resolution is not None:
@@ -101,7 +114,9 @@ def _index(model: LatentDiffusion, parts: list[str]) -> Node:
     if "safety_checker" in absent and model.low_resolution is None:
         more = {"requires_safety_checker": False}
     there = {part: list(CLASSES[part]) for part in parts}
-    return {"_class_name": name} | more | there | {part: [None, None] for part in absent}
+    if "depth_estimator" in there:
+        there["feature_extractor"] = ["transformers", "DPTImageProcessor"]
+    return {"_class_name": name} | more | there | {part: [None, None] for part in absent if part not in there}
 
 
 def _scheduler(p: Mapping[str, Any], schedule: NoiseSchedule, prediction: str) -> Node:

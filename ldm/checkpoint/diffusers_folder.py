@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ldm.checkpoint import pixel_config, text_keys
+from ldm.checkpoint import diffusers_pictures, pixel_config, text_keys
 from ldm.checkpoint.detect import FAMILIES, signature
 from ldm.checkpoint.read import CheckpointError, Weights, read
 from ldm.models.bert import BertTextEncoder
@@ -23,6 +23,9 @@ PREFIXES = {  # of a folder's parts, in memory
     "text_encoder": "text_encoder.",
     "text_encoder_2": "text_encoder_2.",
     "bert": "text_encoder.",
+    "image_encoder": "image_encoder.",
+    "image_normalizer": "image_augmentation.",
+    "depth_estimator": "depth_estimator.",
 }
 PART_OF_CLASS = {  # `_class_name` or `architectures` of a component's config.json
     "UNet2DConditionModel": "unet",
@@ -148,12 +151,13 @@ def to_internal(tensors: Mapping[str, Tensor], model: LatentDiffusion) -> dict[s
         part, _, rest = name.partition(".")
         if part.startswith("text_encoder"):
             text.setdefault(part, {})[rest] = tensor
-        else:
+        elif part not in diffusers_pictures.PARTS:
             out[_modern(name)] = tensor
     towers = [text[part] for part in sorted(text)]  # SDXL's refiner has text_encoder_2 only
     foreign = any(text_keys.is_hugging_face(name) for tower in towers for name in tower)
     if foreign or isinstance(model.text_encoder, BertTextEncoder):
         towers = [text_keys.towers_to_memory(towers, model.text_encoder)]
+    out |= diffusers_pictures.to_internal(tensors, model)
     return out | {f"text_encoder.{name}": tensor for tower in towers for name, tensor in tower.items()}
 
 

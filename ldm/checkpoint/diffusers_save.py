@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.checkpoint import text_keys
+from ldm.checkpoint import diffusers_pictures, text_keys
 from ldm.checkpoint.diffusers_config import configs, layers, text_encoders
 from ldm.checkpoint.fit import stored
 from ldm.files import atomic_folder
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.text_encoder import END, OpenCLIPTextEncoder, vocabulary
 
-WEIGHTS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}  # text encoders' files are "model"
+DIFFUSERS = ("unet", "vae", "image_normalizer")  # whose files that library names; those of transformers are "model"
 SPECIAL = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}  # open_clip's name: Hugging Face's
 
 
@@ -27,14 +27,14 @@ def save_folder(
     """Write the folder atomically: components, their configs, tokenizers, schedulers and model_index.json.
 
     tree: the config the model was built from. path: the weights' origin, for errors. dtype: None keeps each tensor's.
-    Not written are networks that a pipeline has and our model has not: safety checker, depth, image encoder.
+    Not written are networks that a pipeline has and the model has not, such as a safety checker.
     """
     from safetensors.torch import save_file
 
     with atomic_folder(out) as folder:
         save_configs(model, tree, folder)
         for part, tensors in to_diffusers(model).items():
-            file = folder / part / f"{WEIGHTS.get(part, 'model')}.safetensors"
+            file = folder / part / f"{'diffusion_pytorch_model' if part in DIFFUSERS else 'model'}.safetensors"
             save_file(stored(tensors, path, dtype), file, metadata={"format": "pt"})
 
 
@@ -59,7 +59,7 @@ def to_diffusers(model: LatentDiffusion) -> dict[str, dict[str, Tensor]]:
         )
         used = {k: v for k, v in text_keys.towers(tower)[0].items() if not k.startswith(unused)}
         parts[part] = text_keys.to_hugging_face(used)
-    return parts
+    return parts | diffusers_pictures.to_diffusers(model)
 
 
 def tokenizer_files(tower: OpenCLIPTextEncoder) -> dict[str, str]:

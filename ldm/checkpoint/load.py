@@ -77,16 +77,11 @@ def _asked(
     model: LatentDiffusion, weights: Weights, path: Path, note: Callable[[str], object] | None
 ) -> LatentDiffusion:
     """The model by the config of its family that fits what its network predicts, if nothing in the file tells."""
-    found = signature(weights.tensors)
-    family = FAMILIES.get(found) if found else None
-    if family is None or len(family.configs) == 1 or {"config", "parameterization"} & set(weights.metadata):
+    if not is_untold(weights):
         return model
     said, share = probe.parameterization(model)
     if note is not None:
-        note(
-            f"{path}: nothing says what this {family.title} network predicts; asked, it answers as one of {said} does "
-            f"({share:.2f} of the noise; `parameterization` overrules it)"
-        )
+        note(_answer(path, weights, said, share))
     if said == model.parameterization:
         return model
     tree, source = find_config(Weights(weights.tensors, {"parameterization": said}), path)
@@ -95,6 +90,30 @@ def _asked(
     assert isinstance(other, LatentDiffusion)
     other.load_state_dict(model.state_dict(), assign=True)
     return other.eval()
+
+
+def is_untold(weights: Weights) -> bool:
+    """Whether nothing but the network itself tells what it predicts: its family has both eps and v."""
+    found = signature(weights.tensors)
+    many = found in FAMILIES and len(FAMILIES[found].configs) > 1
+    return many and not {"config", "parameterization"} & set(weights.metadata)
+
+
+def ask(path: Path, use_ema: bool | None = None, variant: str | None = None) -> tuple[str, str]:
+    """ "eps" or "v", from a forward pass of an untold file's network in float32; and the sentence about it."""
+    model, tensors, _, source, weights = skeleton(path, None, use_ema, variant)
+    fill(model, tensors, path, source)
+    said, share = probe.parameterization(model.eval())
+    return said, _answer(path, weights, said, share)
+
+
+def _answer(path: Path, weights: Weights, said: str, share: float) -> str:
+    found = signature(weights.tensors)
+    title = FAMILIES[found].title if found in FAMILIES else "unknown"
+    return (
+        f"{path}: nothing says what this {title} network predicts; asked, it answers as one of {said} does "
+        f"({share:.2f} of the noise; `parameterization` overrules it)"
+    )
 
 
 def skeleton(

@@ -115,6 +115,9 @@ def _compvis(params: Mapping[str, Any]) -> Node:
         low = params["low_scale_config"]["params"]
         schedule, level = _schedule(low["noise_schedule_config"]), low["max_noise_level"]
         ours["low_resolution"] = {"target": "NoiseAugmentation", "params": {"schedule": schedule, "max_level": level}}
+    depth = params.get("depth_stage_config", {"params": {}}).get("params") or {}
+    if depth.get("model_type") == "dpt_hybrid":  # as in the published one; other networks are not used
+        ours["depth_estimator"] = {"target": "DPTDepthEstimator"}
     return ours | conditioning(params["cond_stage_config"])
 
 

@@ -1,23 +1,29 @@
-"""What a file of weights holds, as a report: nothing is built, and nothing fails for being unusual."""
+"""What a file of weights holds, as a report: nothing fails for being unusual."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ldm.checkpoint import load
+from ldm.checkpoint.configs import CONFIGS, IN_SOME_FILES, holds, shipped_configs
 from ldm.checkpoint.detect import FAMILIES, parts, signature
 from ldm.checkpoint.diffusers_folder import read_any
 from ldm.checkpoint.fit import is_finite
 from ldm.checkpoint.layouts import unwrapped
+from ldm.checkpoint.read import Weights
 from ldm.checkpoint.single_file import is_original
-from ldm.config import ConfigError, parse_config
+from ldm.config import ConfigError, load_config, parse_config
 
 
-def report(path: str | Path, variant: str | None = None) -> dict[str, Any]:
-    """A JSON-ready report; CheckpointError if the path cannot be read at all. `sha256` is None for a folder."""
+def report(path: str | Path, variant: str | None = None, *, ask: bool = True) -> dict[str, Any]:
+    """A JSON-ready report; CheckpointError if the path cannot be read at all. `sha256` is None for a folder.
+
+    ask: where nothing tells whether an SD 2 network predicts eps or v, it is asked, as `load` does: the one thing for
+    which a model is built, in float32.
+    """
     path = Path(path)
     weights = read_any(path, variant)
     tensors = unwrapped(weights.tensors)
@@ -25,6 +31,7 @@ def report(path: str | Path, variant: str | None = None) -> dict[str, Any]:
     family = FAMILIES.get(found) if found else None
     averaged = there.pop("unet (EMA)")
     plain = there["unet"]
+    parameterization, told_by = _parameterization(Weights(tensors, weights.metadata), path, variant, ask)
     there["unet"] = plain or averaged
     return {
         "path": str(path),
@@ -33,8 +40,10 @@ def report(path: str | Path, variant: str | None = None) -> dict[str, Any]:
         "family": str(found) if found else "no UNet",
         "configs": list(family.configs) if family else [],
         "carries a config": "config" in weights.metadata,
-        "parameterization": _parameterization(weights.metadata),
-        "holds": [part for part, is_there in there.items() if is_there],
+        "parameterization": parameterization,
+        "told by": told_by,
+        "holds": [part for part, is_there in there.items() if is_there]
+        + [some[0].replace("_", " ") for some, marks in IN_SOME_FILES.items() if holds(tensors, marks)],
         "lacks": [part for part, is_there in there.items() if not is_there],
         "ema": averaged,
         "unet by default": "EMA" if averaged and not plain else "plain" if plain else None,
@@ -47,15 +56,36 @@ def report(path: str | Path, variant: str | None = None) -> dict[str, Any]:
     }
 
 
-def _parameterization(metadata: Mapping[str, str]) -> str | None:
-    """What a folder's scheduler, or the config in a file, says; None where nothing does, or nothing legible."""
+def _parameterization(weights: Weights, path: Path, variant: str | None, ask: bool) -> tuple[str | None, str | None]:
+    """What the UNet predicts, None where nothing tells, or nothing legible; and what told, or why nothing did."""
+    if "config" in weights.metadata:
+        try:
+            params = parse_config(weights.metadata["config"], "its config").get("params")
+        except ConfigError:
+            params = None
+        if isinstance(params, dict) and params.get("parameterization"):
+            return params["parameterization"], "the config it carries"
+    if "parameterization" in weights.metadata:
+        return weights.metadata["parameterization"], "its scheduler"
+    found = signature(weights.tensors)
+    if found not in FAMILIES or "config" in weights.metadata:
+        return None, None
+    if not load.is_untold(weights):
+        return _of_family(FAMILIES[found].configs[0]), "its family"
+    if not ask:
+        return None, "nothing, and the network was not asked (--no-probe)"
     try:
-        config = parse_config(metadata["config"], "its config") if "config" in metadata else {}
-    except ConfigError:
-        config = {}
-    params = config.get("params")
-    said = params.get("parameterization") if isinstance(params, dict) else None
-    return metadata.get("parameterization") or said
+        said, sentence = load.ask(path, variant=variant)
+    except ValueError as error:
+        return None, f"nothing, and the network could not be asked: {error}"
+    return said, f"the network: {sentence.partition('; ')[2]}"
+
+
+def _of_family(config: str) -> str | None:
+    if config not in shipped_configs():
+        return None
+    said: str = load_config(CONFIGS / f"{config}.yaml")["params"].get("parameterization", "eps")
+    return said
 
 
 def _sha256(path: Path) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from ldm.checkpoint import bert_keys, keys, text_keys
+from ldm.checkpoint import bert_keys, depth_keys, keys, text_keys
 from ldm.models.bert import BertTextEncoder
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.text_encoder import END, OpenCLIPTextEncoder, TextEncoder, TwoTowers
@@ -19,10 +19,11 @@ NOT_LOADED = (
     "model_ema.",  # a second copy of the UNet: see with_one_unet
     "first_stage_model.loss.",  # what only trained the autoencoder
     "low_scale_model.",  # constants of a noise schedule
-    "depth_model.",  # the network that measures depth, which is no part of the diffusion
+    "depth_model.",  # what estimates depth, where the model has nothing that does, or is of another kind
     "embedder.",  # what is not the image tower of it: the text tower's remains
     "noise_augmentor.",  # constants of a noise schedule
 )
+DEPTH = "depth_model.model."
 IMAGE_TOWER = "embedder.model.visual."
 STATISTICS = {f"noise_augmentor.{name}": f"image_augmentation.{name}" for name in ("data_mean", "data_std")}
 
@@ -58,7 +59,7 @@ def to_internal(tensors: Mapping[str, Tensor], model: LatentDiffusion) -> dict[s
     Names without a dot are constants of the noise schedule, which the config tells; they are dropped.
     """
     parts: dict[str, dict[str, Tensor]] = {prefix: {} for prefix in (*PREFIXES.values(), *SDXL_TOWERS)}
-    out = _image_parts(tensors, model)
+    out = _image_parts(tensors, model) | _depth_part(tensors, model)
     for name, tensor in tensors.items():
         prefix = next((prefix for prefix in parts if name.startswith(prefix)), None)
         if name.startswith(NOT_LOADED) or "." not in name:
@@ -92,17 +93,28 @@ def _image_parts(tensors: Mapping[str, Tensor], model: LatentDiffusion) -> dict[
     return out
 
 
+def _depth_part(tensors: Mapping[str, Tensor], model: LatentDiffusion) -> dict[str, Tensor]:
+    if model.depth_estimator is None:
+        return {}
+    named = {name.removeprefix(DEPTH): tensor for name, tensor in tensors.items() if name.startswith(DEPTH)}
+    renamed = depth_keys.from_original(named, model.depth_estimator)
+    return {f"depth_estimator.{name}": tensor for name, tensor in renamed.items()}
+
+
 def to_original(model: LatentDiffusion) -> dict[str, Tensor]:
     """The inverse: every weight of a model under the name it has in the published file of its family.
 
     Left out is what `to_internal` drops: the schedules' constants, a second copy of the UNet, `position_ids`, CLIP's
-    temperature, mask and unused projection. The original programs make or ignore them.
+    temperature, mask and unused projection, the unused end of the depth estimator's ViT. The original programs make or
+    ignore them.
     """
     renamed = {
         "unet": keys.to_original(model.unet.state_dict(), model.unet),
         "autoencoder": keys.to_original(model.autoencoder.state_dict(), model.autoencoder),
     }
     named = {f"{PREFIXES[part]}{name}": tensor for part, names in renamed.items() for name, tensor in names.items()}
+    if model.depth_estimator is not None:
+        named |= {f"{DEPTH}{name}": tensor for name, tensor in depth_keys.to_original(model.depth_estimator).items()}
     return named | _original_text(model.text_encoder) | _original_image_parts(model)
 
 

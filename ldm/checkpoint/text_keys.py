@@ -1,9 +1,10 @@
-"""Text towers' tensor names: Hugging Face's and Stability's layouts <-> ours, which are open_clip's under `tower.`."""
+"""Tensor names of CLIP's towers: Hugging Face's and Stability's layouts <-> ours, open_clip's under `tower.`."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +14,50 @@ from ldm.models.bert import BertTextEncoder
 
 Tensors = dict[str, Tensor]
 
-OPEN_CLIP_TO_HUGGING_FACE = (
-    ("token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
-    ("positional_embedding", "text_model.embeddings.position_embedding.weight"),
-    ("ln_final.", "text_model.final_layer_norm."),
-    ("transformer.resblocks.", "text_model.encoder.layers."),
+BLOCKS = (  # of either of CLIP's towers: open_clip's names, and Hugging Face's
     (".ln_1.", ".layer_norm1."),
     (".ln_2.", ".layer_norm2."),
     (".attn.out_proj.", ".self_attn.out_proj."),
     (".mlp.c_fc.", ".mlp.fc1."),
     (".mlp.c_proj.", ".mlp.fc2."),
 )
-PROJECTION = "text_projection"  # (width, dim) in open_clip; a Linear's weight, (dim, width), in Hugging Face's layout
+
+
+@dataclass(frozen=True)
+class HuggingFaceNames:
+    """Of one tower: its blocks lie under `{model}.encoder.layers`. projection: open_clip's tensor, (width, dim), and
+    the Linear whose weight, (dim, width), it is in Hugging Face's layout."""
+
+    model: str
+    others: tuple[tuple[str, str], ...]
+    projection: tuple[str, str]
+
+    @property
+    def pairs(self) -> tuple[tuple[str, str], ...]:
+        return (*self.others, ("transformer.resblocks.", f"{self.model}.encoder.layers."), *BLOCKS)
+
+
+PROJECTION = "text_projection"
+TEXT = HuggingFaceNames(
+    "text_model",
+    (
+        ("token_embedding.weight", "text_model.embeddings.token_embedding.weight"),
+        ("positional_embedding", "text_model.embeddings.position_embedding.weight"),
+        ("ln_final.", "text_model.final_layer_norm."),
+    ),
+    (PROJECTION, PROJECTION),
+)
+IMAGE = HuggingFaceNames(
+    "vision_model",
+    (
+        ("class_embedding", "vision_model.embeddings.class_embedding"),
+        ("positional_embedding", "vision_model.embeddings.position_embedding.weight"),
+        ("conv1.", "vision_model.embeddings.patch_embedding."),
+        ("ln_pre.", "vision_model.pre_layrnorm."),  # so it is spelled
+        ("ln_post.", "vision_model.post_layernorm."),
+    ),
+    ("proj", "visual_projection"),
+)
 NOT_WEIGHTS = {"attn_mask", "logit_scale", "text_model.embeddings.position_ids"}  # constants, and CLIP's temperature
 
 
@@ -79,35 +112,36 @@ def to_memory(tensors: Tensors, keep_projection: bool) -> Tensors:
     return {f"tower.{k}": v for k, v in bare.items() if keep_projection or k != PROJECTION}
 
 
-def from_hugging_face(tensors: Tensors) -> Tensors:
+def from_hugging_face(tensors: Tensors, names: HuggingFaceNames = TEXT) -> Tensors:
     """`CLIPTextModel(WithProjection)` names -> open_clip's: q, k, v become one matrix, the projection is transposed."""
     renamed = dict(tensors)
     for key in tensors:
-        match = re.fullmatch(r"(text_model\.encoder\.layers\.\d+)\.self_attn\.q_proj\.(weight|bias)", key)
+        match = re.fullmatch(rf"({names.model}\.encoder\.layers\.\d+)\.self_attn\.q_proj\.(weight|bias)", key)
         parts = [f"{match[1]}.self_attn.{name}_proj.{match[2]}" for name in "qkv"] if match else []
         if match and all(part in tensors for part in parts):
             renamed[f"{match[1]}.attn.in_proj_{match[2]}"] = torch.cat([renamed.pop(part) for part in parts])
-    if f"{PROJECTION}.weight" in renamed:
-        renamed[PROJECTION] = renamed.pop(f"{PROJECTION}.weight").T.contiguous()
-    return {_replaced(key, reverse=True): value for key, value in renamed.items()}
+    ours, theirs = names.projection
+    if f"{theirs}.weight" in renamed:
+        renamed[ours] = renamed.pop(f"{theirs}.weight").T.contiguous()
+    return {_replaced(key, names, reverse=True): value for key, value in renamed.items()}
 
 
-def to_hugging_face(tensors: Tensors) -> Tensors:
+def to_hugging_face(tensors: Tensors, names: HuggingFaceNames = TEXT) -> Tensors:
     """The inverse: open_clip's names -> `CLIPTextModel(WithProjection)`'s."""
     renamed: Tensors = {}
     for key, value in tensors.items():
         match = re.fullmatch(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)", key)
         if match:
-            layer = f"text_model.encoder.layers.{match[1]}.self_attn"
+            layer = f"{names.model}.encoder.layers.{match[1]}.self_attn"
             renamed |= {f"{layer}.{name}_proj.{match[2]}": v for name, v in zip("qkv", value.chunk(3), strict=True)}
-        elif key == PROJECTION:
-            renamed[f"{PROJECTION}.weight"] = value.T.contiguous()
+        elif key == names.projection[0]:
+            renamed[f"{names.projection[1]}.weight"] = value.T.contiguous()
         else:
-            renamed[_replaced(key, reverse=False)] = value
+            renamed[_replaced(key, names, reverse=False)] = value
     return renamed
 
 
-def _replaced(key: str, *, reverse: bool) -> str:
-    for ours, theirs in OPEN_CLIP_TO_HUGGING_FACE:
+def _replaced(key: str, names: HuggingFaceNames, *, reverse: bool) -> str:
+    for ours, theirs in names.pairs:
         key = key.replace(theirs, ours) if reverse else key.replace(ours, theirs)
     return key

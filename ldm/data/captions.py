@@ -32,7 +32,7 @@ OPENINGS = ("", "", "", "a picture of ", "a photo of ", "there is ", "a render o
 
 class Told(NamedTuple):
     text: str
-    order: tuple[int, ...]  # the scene's things as they are first mentioned
+    ends: tuple[int, ...]  # of each thing of the scene, where the noun that first names it ends
 
 
 def caption(scene: Scene, rng: random.Random, complete: bool = True) -> str:
@@ -41,7 +41,7 @@ def caption(scene: Scene, rng: random.Random, complete: bool = True) -> str:
 
 
 def tell(scene: Scene, rng: random.Random, complete: bool = True) -> Told:
-    """A caption, and in which order it names things.
+    """A caption, and where it names things.
 
     A complete caption states the sky, every attribute of every thing and the scene's relations; otherwise some of
     them are left out at random, as people do.
@@ -50,12 +50,15 @@ def tell(scene: Scene, rng: random.Random, complete: bool = True) -> Told:
     names = [describe(thing, rng, keep) for thing in scene.things]
     relations = scene.relations if complete or rng.random() < keep else ()
     body = rng.choice(OPENINGS) + _body(scene, names, relations, rng)
-    order = tuple(sorted(range(len(names)), key=lambda i: body.index(names[i])))
     if not complete and rng.random() > keep:
-        return Told(body, order)
+        return Told(body, _ends(body, names))
     sky = _say(scene.sky, rng)
     text = f"{sky}, {body}" if rng.random() < 0.25 else f"{body} {sky}" if rng.random() < 0.8 else f"{body}, {sky}"
-    return Told(text, order)
+    return Told(text, _ends(text, names))
+
+
+def _ends(text: str, names: list[str]) -> tuple[int, ...]:
+    return tuple(text.index(name) + len(name) for name in names)
 
 
 def describe(thing: Thing, rng: random.Random, keep: float = 1.0) -> str:

@@ -71,9 +71,13 @@ class ImageFolder:
 
 @register("Scenes")
 class Scenes:
-    """The training scenes among seeds 0 … count - 1, drawn once and kept below `cache`; captions are new each time."""
+    """The training scenes among seeds 0 … count - 1, drawn once and kept below `cache`; captions are new each time.
 
-    def __init__(self, count: int, cache: str) -> None:
+    complete: share of the captions that leave nothing out.
+    """
+
+    def __init__(self, count: int, cache: str, complete: float = 0.6) -> None:
+        self.complete = complete
         self.scenes = [scene for scene in map(sample_scene, range(count)) if not held_out(scene)]
         starts = range(0, count, CHUNK)
         chunks = [_rendered(Path(cache), start, min(start + CHUNK, count)) for start in starts]
@@ -88,7 +92,7 @@ class Scenes:
         return torch.from_numpy(np.array(chunk[i]))
 
     def caption(self, index: int, rng: random.Random) -> str:
-        return caption(self.scenes[index], rng, complete=rng.random() < 0.6)
+        return caption(self.scenes[index], rng, complete=rng.random() < self.complete)
 
 
 def _rendered(folder: Path, start: int, stop: int) -> np.ndarray:

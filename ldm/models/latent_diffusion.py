@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ldm.config import register
 from ldm.models import bert as _bert  # noqa: F401  (registers what a config may name)
 from ldm.models.autoencoder import Autoencoder, Gaussian
+from ldm.models.depth import DPTDepthEstimator
 from ldm.models.diffusion.denoiser import Conditioning, Denoiser
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.models.framing import (
@@ -38,6 +39,7 @@ class LatentDiffusion(nn.Module):
     clip_x0: as in `Denoiser`, for models in pixel space.
     low_resolution: how the picture is made noisy that an upscaler enlarges; it becomes `concat` and `y`.
     image_encoder, image_augmentation: of the picture that unCLIP varies, and how it becomes `y`; None without them.
+    depth_estimator: of pictures, for a model that is shown depth; None where depth must be given.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class LatentDiffusion(nn.Module):
         clip_x0: bool = False,
         image_encoder: OpenCLIPImageEncoder | None = None,
         image_augmentation: EmbeddingAugmentation | None = None,
+        depth_estimator: DPTDepthEstimator | None = None,
     ) -> None:
         super().__init__()
         self.unet, self.autoencoder, self.text_encoder = unet, autoencoder, text_encoder
@@ -63,6 +66,7 @@ class LatentDiffusion(nn.Module):
         self.zero_unconditional = zero_unconditional
         self.framing_embedding, self.low_resolution = framing_embedding, low_resolution
         self.image_encoder, self.image_augmentation = image_encoder, image_augmentation
+        self.depth_estimator = depth_estimator
         self.denoiser = Denoiser(unet, schedule, parameterization, clip_x0)
 
     @property

@@ -1,75 +1,82 @@
-"""Teach a text tower to read before the UNet listens to it: from a caption, say what the scene holds.
+"""Teach a text tower to read before the UNet listens to it: each noun must tell all about the thing it names.
 
-No picture is needed: three slots ask the tower's states what the first, second and third thing named is like and
-where it stands. (Slots free to take any thing, as in set prediction, never learned which word belongs to which thing.)
+No picture is needed. From the tower's state at a noun alone, linearly, follow the thing's attributes and where it is to
+be expected, so one look at one word tells a place in the picture what to draw there; and the sky from the mean state.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.data.scenes import ATTRIBUTES, SKIES, Scene
-from ldm.models.text_encoder import TextEncoder
-from ldm.modules.attention import BasicTransformerBlock
+from ldm.data.scenes import ATTRIBUTES, SKIES, Scene, Thing
+from ldm.models.text_encoder import END, TextEncoder
 
-SLOTS = 3
-SLOT_CHANNELS = 1 + 2 + sum(map(len, ATTRIBUTES.values()))  # presence; x, z; attributes
+WORD_CHANNELS = 2 + sum(map(len, ATTRIBUTES.values()))  # x, z; attributes
+
+
+class Noun(NamedTuple):
+    caption: int  # which of the batch
+    token: int  # where in it
+    thing: Thing
 
 
 class Reader(nn.Module):
-    """A text encoder and the slots that question it; only the encoder is kept."""
+    """A text encoder and what it is asked; only the encoder is kept."""
 
-    def __init__(self, text_encoder: TextEncoder, width: int, depth: int = 2) -> None:
+    def __init__(self, text_encoder: TextEncoder, width: int) -> None:
         super().__init__()
         self.text_encoder = text_encoder
-        self.queries = nn.Parameter(torch.randn(SLOTS, width))
-        self.blocks = nn.ModuleList(BasicTransformerBlock(width, 4, width) for _ in range(depth))
-        self.slots = nn.Linear(width, SLOT_CHANNELS)
-        self.sky = nn.Linear(width, len(SKIES))
+        self.words, self.sky = nn.Linear(width, WORD_CHANNELS), nn.Linear(width, len(SKIES))
 
-    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, L) → slots (B, SLOTS, SLOT_CHANNELS), sky logits (B, 4)."""
+    def forward(self, tokens: Tensor, nouns: Sequence[Noun]) -> tuple[Tensor, Tensor]:
+        """(B, L) → what the nouns tell (N, WORD_CHANNELS), sky logits (B, 4)."""
         states = self.text_encoder(tokens).states  # (B, L, width)
-        h = self.queries.expand(len(tokens), -1, -1)
-        for block in self.blocks:
-            h = block(h, states)
-        return self.slots(h), self.sky(states.mean(dim=1))
+        at_nouns = states[[noun.caption for noun in nouns], [noun.token for noun in nouns]]  # (N, width)
+        return self.words(at_nouns), self.sky(states.mean(dim=1))
 
 
-def reading_loss(
-    slots: Tensor, sky: Tensor, scenes: Sequence[Scene], orders: Sequence[Sequence[int]]
-) -> tuple[Tensor, Tensor]:
-    """The loss, and for each caption whether all attributes and the sky were read right, (B,) bool.
+def last_token(tokens: Tensor) -> int:
+    """Of one text's tokens (L,), the place of the last that is text."""
+    return tokens.tolist().index(END) - 1
 
-    orders: for each scene its things as the caption names them.
-    """
-    present, places, attributes = _answers(scenes, orders, slots.device)
-    cost = F.binary_cross_entropy_with_logits(slots[..., 0], present, reduction="none")  # (B, SLOTS)
-    cost = cost + present * (slots[..., 1:3] - places).square().sum(dim=2)
-    right = (slots[..., 0] > 0) == (present > 0)
-    parts = slots[..., 3:].split([len(values) for values in ATTRIBUTES.values()], dim=2)
-    for logits, wanted in zip(parts, attributes.values(), strict=True):
-        cost = cost + present * F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none")
-        right = right & ((logits.argmax(dim=2) == wanted) | (present == 0))
+
+def reading_loss(words: Tensor, sky: Tensor, nouns: Sequence[Noun], scenes: Sequence[Scene]) -> Tensor:
+    things = [noun.thing for noun in nouns]
+    places = torch.tensor([[thing.x, thing.z] for thing in things], device=words.device)
+    cost = (words[:, :2] - places).square().sum(dim=1)  # (N,)
+    for name, logits in attribute_logits(words).items():
+        cost = cost + F.cross_entropy(logits, _indices(things, name).to(words.device), reduction="none")
     skies = torch.tensor([SKIES.index(scene.sky) for scene in scenes], device=sky.device)
-    loss = cost.sum(dim=1).mean() + F.cross_entropy(sky, skies)
-    return loss, right.all(dim=1) & (sky.argmax(dim=1) == skies)
+    return cost.sum() / len(scenes) + F.cross_entropy(sky, skies)
 
 
-def _answers(
-    scenes: Sequence[Scene], orders: Sequence[Sequence[int]], device: torch.device
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Presence (B, SLOTS), places (B, SLOTS, 2), attribute indices (B, SLOTS) by name."""
-    present, places = torch.zeros(len(scenes), SLOTS), torch.zeros(len(scenes), SLOTS, 2)
-    attributes = {name: torch.zeros(len(scenes), SLOTS, dtype=torch.int64) for name in ATTRIBUTES}
-    for b, (scene, order) in enumerate(zip(scenes, orders, strict=True)):
-        for i, thing in enumerate(scene.things[number] for number in order):
-            present[b, i] = 1
-            places[b, i] = torch.tensor([thing.x, thing.z])
-            for name, values in ATTRIBUTES.items():
-                attributes[name][b, i] = values.index(getattr(thing, name))
-    return present.to(device), places.to(device), {name: values.to(device) for name, values in attributes.items()}
+def attribute_logits(words: Tensor) -> dict[str, Tensor]:
+    parts = words[:, 2:].split([len(values) for values in ATTRIBUTES.values()], dim=1)
+    return dict(zip(ATTRIBUTES, parts, strict=True))
+
+
+def _indices(things: Sequence[Thing], name: str) -> Tensor:
+    return torch.tensor([ATTRIBUTES[name].index(getattr(thing, name)) for thing in things])
+
+
+def read_right(words: Tensor, sky: Tensor, nouns: Sequence[Noun], scenes: Sequence[Scene]) -> tuple[float, float]:
+    """Shares of captions whose every attribute and sky, and of relations that, are read right."""
+    right = (sky.argmax(dim=1).cpu() == torch.tensor([SKIES.index(scene.sky) for scene in scenes])).tolist()
+    for name, logits in attribute_logits(words).items():
+        same = logits.argmax(dim=1).cpu() == _indices([noun.thing for noun in nouns], name)
+        for noun, agrees in zip(nouns, same.tolist(), strict=True):
+            right[noun.caption] &= agrees
+    place = {(n.caption, n.thing): (float(w[0]), float(w[1])) for n, w in zip(nouns, words, strict=True)}
+    related = []
+    for i, scene in enumerate(scenes):
+        for relation in scene.relations:
+            a, b = place[i, scene.things[relation.subject]], place[i, scene.things[relation.object]]
+            axis = 0 if relation.name in ("left of", "right of") else 1  # x or z
+            low_first = relation.name in ("left of", "in front of")
+            related.append((a[axis] < b[axis]) == low_first)
+    return sum(right) / len(right), sum(related) / len(related)

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.config import register
-from ldm.data.captions import tell
+from ldm.data.captions import Told, tell
 from ldm.data.datasets import Scenes, as_bytes, as_pixels
 from ldm.data.raycast import render
 from ldm.data.scenes import Scene, evaluation_scenes, held_out, sample_scene
 from ldm.metrics.judge import Judge, accuracy, judge_loss, shown
 from ldm.models.text_encoder import OpenCLIPTextEncoder
 from ldm.training.loop import Recipe, shuffled
-from ldm.training.reading import Reader, reading_loss
+from ldm.training.reading import Noun, Reader, last_token, read_right, reading_loss
 
 
 @register("ReadingExperiment")
@@ -33,19 +33,25 @@ class ReadingExperiment:
     def prepare(self, folder: Path) -> None:
         self.device = next(self.trained.parameters()).device
 
-    def batch(self, step: int) -> tuple[Tensor, list[Scene], list[tuple[int, ...]]]:
+    def batch(self, step: int) -> tuple[Tensor, list[Noun], list[Scene]]:
         size = self.recipe.batch_size
         drawn = map(sample_scene, range(step * size, (step + 1) * size))
         scenes = [scene for scene in drawn if not held_out(scene)]  # a little fewer than batch_size
         rng = random.Random(f"reading {self.recipe.seed} {step}")
-        told = [tell(scene, rng, complete=rng.random() < 0.75) for scene in scenes]
-        tokens = self.trained.text_encoder.tokenize([t.text for t in told]).to(self.device)
-        return tokens, scenes, [t.order for t in told]
+        return *self._asked([tell(scene, rng, complete=rng.random() < 0.75) for scene in scenes], scenes), scenes
 
-    def loss(self, batch: tuple[Tensor, list[Scene], list[tuple[int, ...]]], generator: torch.Generator) -> Tensor:
-        tokens, scenes, orders = batch
-        slots, sky = self.trained(tokens)
-        return reading_loss(slots, sky, scenes, orders)[0]
+    def _asked(self, told: list[Told], scenes: list[Scene]) -> tuple[Tensor, list[Noun]]:
+        """Tokens (B, L) on the device, and where in them which thing is named."""
+        tokenize = self.trained.text_encoder.tokenize
+        beginnings = [t.text[:end] for t in told for end in t.ends]
+        places = iter(last_token(row) for row in tokenize(beginnings))
+        nouns = [Noun(i, next(places), thing) for i, scene in enumerate(scenes) for thing in scene.things]
+        return tokenize([t.text for t in told]).to(self.device), nouns
+
+    def loss(self, batch: tuple[Tensor, list[Noun], list[Scene]], generator: torch.Generator) -> Tensor:
+        tokens, nouns, scenes = batch
+        words, sky = self.trained(tokens, nouns)
+        return reading_loss(words, sky, nouns, scenes)
 
     def result(self, trained: Reader) -> nn.Module:
         return trained.text_encoder
@@ -54,11 +60,11 @@ class ReadingExperiment:
     def preview(self, trained: Reader) -> str:
         """How well it reads captions of scenes it has never met."""
         scenes = list(islice(evaluation_scenes(), 256))
-        told = [tell(scene, random.Random(i)) for i, scene in enumerate(scenes)]
-        tokens = trained.text_encoder.tokenize([t.text for t in told]).to(self.device)
-        slots, sky = trained(tokens)
-        loss, right = reading_loss(slots, sky, scenes, [t.order for t in told])
-        return f"held-out loss {loss:.3f}, captions read without an error {right.float().mean():.1%}"
+        tokens, nouns = self._asked([tell(scene, random.Random(i)) for i, scene in enumerate(scenes)], scenes)
+        words, sky = trained(tokens, nouns)
+        whole, related = read_right(words, sky, nouns, scenes)
+        loss = reading_loss(words, sky, nouns, scenes)
+        return f"held-out loss {loss:.3f}, captions read without an error {whole:.1%}, relations {related:.1%}"
 
 
 @register("JudgeExperiment")

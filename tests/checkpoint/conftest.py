@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -36,11 +39,30 @@ def miniature() -> Callable[[int | str], dict[str, Any]]:
             small = {"image_size": 28, "patch_size": 14, "width": 16, "heads": 2, "layers": 2, "projection_dim": 8}
             params["image_encoder"]["params"] = small
             params["image_augmentation"]["params"]["width"] = 8  # of 16 in y, the other half is the level's
+        if "depth_estimator" in params:
+            small = {"width": 16, "heads": 2, "layers": 4, "hooks": [1, 3], "stem_channels": 8, "features": 8}
+            small |= {"stage_depths": [2, 1, 1], "norm_num_groups": 4, "positions": 4}
+            params["depth_estimator"]["params"] = small
         if "context_dim" in unet:
             unet["context_dim"] = 32 if params["text_encoder"]["target"] == "TwoTowers" else 16
         return tree
 
     return tree
+
+
+@pytest.fixture(scope="session")
+def script() -> Callable[[str], ModuleType]:
+    """A script as a module, by its name."""
+
+    def load(name: str) -> ModuleType:
+        path = Path(__file__).parents[2] / "scripts" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"script_{name}", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 def small_text(node: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,19 +19,13 @@ from ldm.checkpoint.convert import convert
 from ldm.checkpoint.report import report
 from ldm.config import build
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+Script = Callable[[str], ModuleType]
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_there_and_back(version: int, miniature: Callable[[int], dict[str, Any]], tmp_path: Path) -> None:
+def test_there_and_back(
+    version: int, miniature: Callable[[int], dict[str, Any]], script: Script, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
     tree = miniature(version)
     tensors = single_file.to_original(build(tree))
@@ -53,7 +46,7 @@ def test_there_and_back(version: int, miniature: Callable[[int], dict[str, Any]]
     assert wide.keys() == a.keys() and all(torch.equal(wide[name], a[name]) for name in wide)
 
 
-def test_what_is_not_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_converted(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main = script("convert").main
     save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors")
     assert main([str(tmp_path / "a.safetensors"), str(tmp_path / "b.ckpt")]) == 2
@@ -70,7 +63,7 @@ def test_what_is_not_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "is there already" in capsys.readouterr().err
 
 
-def test_what_may_be_chosen(miniature: Callable[[int], dict[str, Any]], tmp_path: Path) -> None:
+def test_what_may_be_chosen(miniature: Callable[[int], dict[str, Any]], script: Script, tmp_path: Path) -> None:
     """Which UNet, what it predicts, and from a folder which files: as for load."""
     tree, main = miniature(1), script("convert").main
     config = tmp_path / "config.yaml"
@@ -99,7 +92,7 @@ def test_what_may_be_chosen(miniature: Callable[[int], dict[str, Any]], tmp_path
     assert torch.equal(back["unet.conv_in.weight"], (weight + 1).half())
 
 
-def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "model.safetensors"
     unet = "model_ema.diffusion_model"
     tensors = {
@@ -119,6 +112,7 @@ def test_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
     main = script("inspect_checkpoint").main
     assert main([str(path), "--json"]) == 0 and json.loads(capsys.readouterr().out) == found
+    assert main([str(path), "--no-probe"]) == 0 and "(--no-probe)\n" in capsys.readouterr().out
     assert main([str(path)]) == 0 and "lacks             text encoder\n" in capsys.readouterr().out
     assert main([str(tmp_path / "none")]) == 2 and "cannot be read" in capsys.readouterr().err
 

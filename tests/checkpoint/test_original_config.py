@@ -161,6 +161,10 @@ CHURCHES = """
 """
 LARGE = "image_size: 128\n    scale_factor: 0.08333\n    parameterization: v"
 UNET9 = UNET1.replace("in_channels: 4", "in_channels: 9")
+UNET5 = UNET2.replace("in_channels: 4", "in_channels: 5")
+MIDAS = """
+    depth_stage_config: {target: ldm.modules.midas.api.MiDaSInference, params: {model_type: dpt_hybrid}}
+"""
 KL4 = KL.replace("1, 2, 4, 4", "1, 2, 4")
 LOW = {"model": "LatentUpscaleDiffusion", "start": "0.0001", "end": "0.02"}
 ORIGINALS = {
@@ -168,6 +172,7 @@ ORIGINALS = {
     "sd-v1-inpainting": compvis(SD, UNET9, KL, CLIP, model="LatentInpaintDiffusion"),
     "sd-v2": compvis(SD, UNET2, KL, OPEN_CLIP),
     "sd-v2-v": compvis(SD + "\n    parameterization: v", UNET2, KL, OPEN_CLIP),
+    "sd-v2-depth": compvis(SD, UNET5, KL, OPEN_CLIP, MIDAS, model="LatentDepth2ImageDiffusion"),
     "sd-x4-upscaler": compvis(LARGE, UPSCALER, KL4, OPEN_CLIP, **LOW),
     "sdxl-base": sgm(BASE, SGM_L + BIG_G, "original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple"),
     "sdxl-refiner": sgm(REFINER, BIG_G, "original_size_as_tuple", "crop_coords_top_left", "aesthetic_score"),

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import ldm
 from ldm.checkpoint import configs, probe, single_file
 from ldm.checkpoint.detect import FAMILIES, Family, Signature
+from ldm.checkpoint.report import report
 from ldm.config import build
 from ldm.models.latent_diffusion import LatentDiffusion
 
@@ -109,3 +112,45 @@ def test_who_is_told_does_not_ask(
     assert ldm.load(said).parameterization == "v"
     with pytest.raises(AssertionError, match="asked"):
         ldm.load(path)
+
+
+def test_conversion_asks_too_and_writes_the_answer_down(
+    trained: Trained,
+    family: str,
+    script: Callable[[str], ModuleType],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path, main = write(trained("v"), tmp_path / "model.safetensors"), script("convert").main
+
+    def convert(out: str, *options: str) -> str:
+        assert main([str(path), str(tmp_path / out), *options]) == 0
+        return capsys.readouterr().out
+
+    assert "it answers as one of v does" in convert("out.safetensors", "--layout", "original", "--dtype", "fp16")
+    assert convert("folder", "--layout", "diffusers").count("\n") == 1
+    assert convert("said.safetensors", "--parameterization", "eps") == ""
+    assert convert("unasked.safetensors", "--no-probe") == ""
+    monkeypatch.setattr(probe, "parameterization", lambda model: pytest.fail("asked again"))
+    said = {name: ldm.load(tmp_path / name) for name in ("out.safetensors", "said.safetensors", "unasked.safetensors")}
+    assert [(m.parameterization, m.image_size) for m in said.values()] == [("v", 768), ("eps", 512), ("eps", 512)]
+    scheduler = json.loads((tmp_path / "folder" / "scheduler" / "scheduler_config.json").read_text())
+    assert scheduler["prediction_type"] == "v_prediction"
+
+
+@pytest.mark.parametrize("truth", ["eps", "v"])
+def test_the_report_asks_too(trained: Trained, family: str, tmp_path: Path, truth: str) -> None:
+    path = write(trained(truth), tmp_path / "model.safetensors")
+    found = report(path)
+    assert found["parameterization"] == truth
+    assert f"the network: asked, it answers as one of {truth} does" in found["told by"]
+    found = report(path, ask=False)
+    assert (found["parameterization"], "was not asked" in found["told by"]) == (None, True)
+    told = report(write(trained("eps"), tmp_path / "told.safetensors", {"parameterization": "v"}))
+    assert (told["parameterization"], told["told by"]) == ("v", "its scheduler")
+    lone = {k: v for k, v in load_file(path).items() if not k.startswith("cond_stage_model.")}
+    save_file(lone, tmp_path / "lone.safetensors")
+    found = report(tmp_path / "lone.safetensors")
+    assert found["parameterization"] is None and "could not be asked: " in found["told by"]
+    assert "holds no text encoder" in found["told by"]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import parity
 import pytest
 import torch
-from _diffusers import build_theirs, pipeline
+from _diffusers import Theirs, build_theirs, pipeline, states
+from _synthetic import filled
 
 from ldm.generate import sample
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -24,38 +28,77 @@ def test_we_compute_what_diffusers_computes(family: str) -> None:
 
 
 def test_a_difference_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    make = parity.make
+    skeleton = parity.skeleton
 
-    def slightly_other(family: str, small: bool) -> tuple[dict, LatentDiffusion]:
-        params, model = make(family, small)
+    def slightly_other(family: str, small: bool, size: int | None) -> tuple[dict, LatentDiffusion]:
+        params, model = skeleton(family, small, size)
         model.unet.flip_sin_to_cos = False  # theirs is built from the config
         return params, model
 
-    monkeypatch.setattr(parity, "make", slightly_other)
+    monkeypatch.setattr(parity, "skeleton", slightly_other)
     assert parity.main(["sd-v1", "--small"]) == 1
     table = capsys.readouterr().out
-    assert f"| {parity.PIXELS}" in table and "few channels" in table
+    assert f"| {parity.PIXELS}" in table and "few channels" in table and "peak memory" in table
+
+
+def test_another_size_and_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parity.main(["sd-v1", "--small", "--size", "64", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["family"], found["size"], found["agrees"]) == ("sd-v1", 64, True)
+    assert {one["part"] for one in found["rows"]} >= {"text", "UNet", parity.LATENTS}
+    assert 0 < found["peak memory, GB"] < 100
+    with pytest.raises(SystemExit):
+        parity.main(["sd-v1", "--small", "--size", "60"])
+    assert "give a positive multiple of 64" in capsys.readouterr().err
+
+
+def test_only_one_large_part_has_weights_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So SDXL fits in 13 GB: its UNet has 10.3, its towers 3.3."""
+    params, model = parity.skeleton("sdxl-refiner", True)
+    monkeypatch.setattr(parity, "skeleton", lambda *_: (params, model))
+    seen = set()
+    for row in parity.compare("sdxl-refiner", small=True):
+        there = {name for name, part in model.named_children() if any(not p.is_meta for p in part.parameters())}
+        seen.add((row.part, *sorted(there - {"denoiser"})))
+    assert seen == {
+        ("text", "text_encoder"),
+        ("text, pooled", "text_encoder"),
+        ("encoder", "autoencoder"),
+        ("decoder", "autoencoder"),
+        ("UNet", "autoencoder", "unet"),
+        (parity.LATENTS, "autoencoder"),
+        (parity.PIXELS, "autoencoder"),
+    }
+
+
+def read(model: LatentDiffusion, theirs: Theirs) -> dict[str, Any]:
+    tokens = model.text_encoder.tokenize([parity.PROMPT, ""])
+    return parity.prompts(model, *states(theirs.towers, tokens))
 
 
 @torch.inference_mode()
 def test_the_step_where_the_refiner_takes_over_is_theirs() -> None:
     """Both hand over from base to refiner after 0.8 of 10 steps, and after 0.35, which is no whole step."""
-    (base_params, base), (refiner_params, refiner) = (parity.make(f"sdxl-{name}", True) for name in ("base", "refiner"))
-    their_base, their_refiner = build_theirs(base_params, base), build_theirs(refiner_params, refiner)
-    for at in (0.8, 0.35):
-        settings = resolve(base, steps=10)
-        for step in sample(base, [Item(parity.PROMPT, None, 3)], settings, refiner=Refiner(refiner, at)):
-            ours = step.x
-        how = {"num_inference_steps": 10, "guidance_scale": settings.guidance_scale, "output_type": "latent"}
-        side = settings.height
-        begun = pipeline("sdxl-base", base_params, their_base)(
-            **parity.prompts(base, their_base),
-            latents=starting_noise([3], base.latent_shape(side, side)),
-            denoising_end=at,
-            height=side,
-            width=side,
-            **how,
-        ).images
-        finish = pipeline("sdxl-refiner", refiner_params, their_refiner)
-        theirs = finish(**parity.prompts(refiner, their_refiner), image=begun, denoising_start=at, **how).images
-        assert parity.row("latents", ours, theirs).relative < 1e-4
+    parts = ("text_encoder", "autoencoder", "unet")
+    (base_params, base), (refiner_params, refiner) = (
+        parity.skeleton(f"sdxl-{name}", True) for name in ("base", "refiner")
+    )
+    with filled(base, *parts), filled(refiner, *parts):
+        their_base, their_refiner = build_theirs(base_params, base), build_theirs(refiner_params, refiner)
+        for at in (0.8, 0.35):
+            settings = resolve(base, steps=10)
+            for step in sample(base, [Item(parity.PROMPT, None, 3)], settings, refiner=Refiner(refiner, at)):
+                ours = step.x
+            how = {"num_inference_steps": 10, "guidance_scale": settings.guidance_scale, "output_type": "latent"}
+            side = settings.height
+            begun = pipeline("sdxl-base", base_params, their_base)(
+                **read(base, their_base),
+                latents=starting_noise([3], base.latent_shape(side, side)),
+                denoising_end=at,
+                height=side,
+                width=side,
+                **how,
+            ).images
+            finish = pipeline("sdxl-refiner", refiner_params, their_refiner)
+            theirs = finish(**read(refiner, their_refiner), image=begun, denoising_start=at, **how).images
+            assert parity.row("latents", ours, theirs).relative < 1e-4

@@ -37,7 +37,7 @@ def test_help_imports_nothing_heavy(script: str) -> None:
         "import sys, runpy; sys.argv = ['x', '--help']\n"
         f"try: runpy.run_path({str(SCRIPTS / script)!r}, run_name='__main__')\n"
         "except SystemExit as e: assert not e.code\n"
-        "assert not {'torch', 'numpy', 'PIL', 'tqdm', 'ldm'} & set(sys.modules)"
+        "assert not {'torch', 'numpy', 'PIL', 'tqdm', 'open_clip'} & set(sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": str(SCRIPTS), "COLUMNS": "80"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
@@ -49,11 +49,8 @@ def test_names_known_to_the_command_line_are_the_librarys() -> None:
     import _options
     import _record
 
-    from ldm.models.diffusion import SAMPLERS
-    from ldm.models.diffusion.spacing import SPACINGS
     from ldm.request import MAX_SEED, MAX_STEPS
 
-    assert _options.SAMPLERS == tuple(SAMPLERS) and _options.SPACINGS == tuple(SPACINGS)
     assert _options.PRECISIONS == tuple(_record.DTYPES)
     assert _options.MAX_SEED == MAX_SEED and MAX_STEPS == 1000
 
@@ -69,7 +66,7 @@ def test_one_picture(txt2img: Run, capsys: Capture) -> None:
     with Image.open("outputs/00000-7.png") as image:
         text = image.text["parameters"]
     assert text.startswith(
-        "a red cube\nSteps: 2, Sampler: DDIM, Schedule type: Uniform, CFG scale: 3, Seed: 7, Size: 32x32, "
+        "a red cube\nSteps: 2, Sampler: DDIM, Schedule type: DDIM, CFG scale: 3, Seed: 7, Size: 32x32, "
     )
     assert f"Model hash: {request['model']['sha256'][:10]}, Model: tiny, Eta: 0, Version: ldm " in text
 
@@ -100,6 +97,18 @@ def test_old_spellings_mean_the_same(txt2img: Run) -> None:
         assert grid.width < grid.height
     assert txt2img(*DRAW, "--n_samples", 2, "--skip_save", "--outdir", "grid") == 0
     assert files("grid") == ["grid-00000.png"]
+
+
+def test_churn_is_written_down_and_reproduced(txt2img: Run, capsys: Capture) -> None:
+    churn = ("--s-churn", 3, "--s-tmin", 0.1, "--s-tmax", 9, "--s-noise", 1.5)
+    assert txt2img("--prompt", "a", "--steps", 4, "--sampler", "heun", "--outdir", "plain") == 0
+    assert txt2img("--prompt", "a", "--steps", 4, "--sampler", "heun", *churn) == 0
+    assert pixels("outputs/00000-0.png") != pixels("plain/00000-0.png")
+    with Image.open("outputs/00000-0.png") as image:
+        assert "Sigma churn: 3, Sigma tmin: 0.1, Sigma tmax: 9, Sigma noise: 1.5" in image.text["parameters"]
+    assert txt2img("--reproduce", "outputs/00000-0.png", "--outdir", "again") == 0
+    assert "bit for bit" in capsys.readouterr().out
+    assert pixels("again/00000-0.png") == pixels("outputs/00000-0.png")
 
 
 def test_prompts_from_a_file_or_a_pipe_in_mixed_batches(txt2img: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,6 +150,16 @@ def test_intermediates_show_how_the_picture_came_to_be(txt2img: Run) -> None:
     assert pixels("outputs/00001-1-steps/0002.png") != pixels("outputs/00001-1-steps/0004.png")
 
 
+def test_a_sampler_that_skips_noise_levels_fills_the_bar_and_the_sheet(txt2img: Run, capsys: Capture) -> None:
+    assert (
+        txt2img("--prompt", "a", "--steps", 7, "--sampler", "dpm_fast", "--save-intermediates", 3, "--n_iter", 2) == 0
+    )
+    for name in ("00000-0-steps", "00001-1-steps"):  # calls 1 … 3 are a step, 4 and 5, 6, 7
+        assert files(f"outputs/{name}") == ["0003.png", "0006.png", "0007.png", "sheet.png"]
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert "step 7/7" in last and "images 2/2" in last and "█" * 5 in last and "| 00:" in last.replace("█", "")
+
+
 def test_reproduce_is_bit_for_bit(txt2img: Run, img2img: Run, capsys: Capture) -> None:
     Path("p.txt").write_text("a red cube\na cone, two\n")
     given = (
@@ -164,6 +183,61 @@ def test_reproduce_is_bit_for_bit(txt2img: Run, img2img: Run, capsys: Capture) -
     assert pixels("again/00000-12.png") == pixels("outputs/00001-12.png")
     a, b = read_request("again/00000-12.png"), read_request("outputs/00001-12.png")
     assert a == b
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "text"),
+    [
+        (
+            ("--spacing", "Karras", "--steps", 3, "--sigma_min", 0.1, "--sigma-max", 10, "--rho", 5),
+            {"spacing": "karras", "steps": 3, "sigma_min": 0.1, "sigma_max": 10.0, "rho": 5.0, "sigmas": None},
+            "Sampler: DDIM, Schedule type: Karras, Schedule max sigma: 10, Schedule min sigma: 0.1, Schedule rho: 5",
+        ),
+        (
+            ("--sigmas", "14.6,7.1,0.3,0"),
+            {"spacing": None, "steps": 3, "sigmas": [14.6, 7.1, 0.3]},
+            "Steps: 3, Sampler: DDIM, CFG scale: 3",
+        ),
+        (("--timesteps", "999,500", "--steps", 2), {"spacing": None, "steps": 2}, "Steps: 2, Sampler: DDIM, CFG"),
+        (
+            ("--sampler", "DDIM SGM Uniform", "--steps", 2),
+            {"sampler": "ddim", "spacing": "sgm_uniform", "sigmas": None},
+            "Steps: 2, Sampler: DDIM, Schedule type: SGM Uniform, CFG",
+        ),
+        (
+            ("--sampler", "DDPMScheduler Karras", "--spacing", "normal", "--steps", 2),  # --spacing wins
+            {"sampler": "ddpm", "spacing": "linspace"},
+            "Steps: 2, Sampler: DDPM, Schedule type: Normal, CFG",
+        ),
+    ],
+)
+def test_levels_are_recorded_and_reproduced(
+    txt2img: Run, options: tuple[object, ...], settings: dict[str, object], text: str
+) -> None:
+    assert txt2img("--prompt", "a", *options) == 0
+    assert read_request("outputs/00000-0.png")["settings"].items() >= settings.items()
+    with Image.open("outputs/00000-0.png") as image:
+        assert text in image.text["parameters"]
+    assert txt2img("--reproduce", "outputs/00000-0.png", "--outdir", "again") == 0
+    assert pixels("again/00000-0.png") == pixels("outputs/00000-0.png")
+    assert read_request("again/00000-0.png") == read_request("outputs/00000-0.png")
+    assert txt2img("--prompt", "a", "--steps", settings.get("steps", 2), "--outdir", "plain") == 0
+    assert pixels("plain/00000-0.png") != pixels("outputs/00000-0.png")
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [("--plms", "plms uniform"), ("--dpm_solver", "dpmpp_2m sgm_uniform"), ("--dpm", "dpmpp_2m sgm_uniform")],
+)
+def test_flags_of_the_original_scripts_are_samplers(flag: str, words: str) -> None:
+    from _cli import parse
+
+    from ldm.names import find_sampler
+
+    assert parse("txt2img", ["--prompt", "a"]).sampler == "ddim"
+    assert parse("txt2img", ["--prompt", "a", flag]).sampler == words
+    assert parse("txt2img", ["--prompt", "a", flag, "--spacing", "karras"]).spacing == "karras"
+    assert find_sampler(words) == tuple(words.split())
 
 
 def test_reproduce_notices_what_it_cannot_keep(txt2img: Run, tiny_file: Path, capsys: Capture) -> None:
@@ -258,15 +332,29 @@ def test_a_failure_is_one_sentence_and_status_1(txt2img: Run, monkeypatch: pytes
         (("--prompt", "a", "--eta", "2"), "--eta/--ddim-eta: 2 is out of range; give 0 … 1"),
         (("--prompt", "a", "--seed", "4294967296"), "--seed: 4294967296 is out of range"),
         (("--prompt", "a", "--seed", "4294967295", "--n_iter", "2"), "--seed: 4294967295 and the 1 after it"),
-        (("--prompt", "a", "--sampler", "euler"), "--sampler: there is no 'euler' here; there are ddim, ddpm"),
-        (("--prompt", "a", "--sampler", "dim"), "did you mean ddim?"),
+        (("--prompt", "a", "--plms", "--eta", "1"), "eta is 1, but sampler plms has none; leave it out or take ddim"),
+        (("--prompt", "a", "--s-churn", "5"), "s_churn is 5, but sampler ddim has none; leave it out or take euler"),
+        (("--prompt", "a", "--sampler", "heun", "--s_noise", "-1"), "--s-noise: -1 is out of range"),
+        (("--prompt", "a", "--sampler", "eular"), "--sampler: there is no sampler 'eular'; the nearest: euler, "),
+        (("--prompt", "a", "--sampler", "?"), "--sampler: there is no sampler '?'; there are ddpm, ddim, plms"),
+        (("--prompt", "a", "--sampler", "Euler Karas"), "there is no sampler 'Euler Karas'; the nearest: euler"),
+        (("--prompt", "a", "--rho", "3"), "rho is 3, but spacing uniform has none; karras, polyexponential have it"),
+        (("--prompt", "a", "--rho", "0"), "--rho: 0 is out of range; give 0.1 … 100"),
+        (("--prompt", "a", "--sigma_min", "-1"), "--sigma-min: -1 is out of range"),
+        (("--prompt", "a", "--spacing", "karras", "--sigma-max", "20"), "sigma_max 20; this model takes 0 < sigma_min"),
+        (("--prompt", "a", "--sigmas", "7,9"), "--sigmas: 7,9 does not fall; each number must be below the one"),
+        (("--prompt", "a", "--sigmas", "7,x"), "--sigmas: 'x' is not a number"),
+        (("--prompt", "a", "--sigmas", "7,nan"), "--sigmas: nan is out of range"),
+        (("--prompt", "a", "--sigmas", "20,7"), "sigmas has 20 in it; this model takes numbers above 0, up to 14.61"),
         (
-            ("--prompt", "a", "--plms"),
-            "--plms: the sampler plms is not here yet; leave it out (--sampler has ddim, ddpm)",
+            ("--prompt", "a", "--timesteps", "1000,7"),
+            "timesteps has 1000 in it; this model takes numbers from 0 to 999",
         ),
-        (("--prompt", "a", "--dpm_solver"), "--dpm-solver: the sampler dpm-solver is not here yet"),
+        (("--prompt", "a", "--sigmas", "7", "--timesteps", "7"), "sigmas and timesteps are both given"),
+        (("--prompt", "a", "--sigmas", "7,3", "--steps", "3"), "steps is 3, but a list of 2 noise levels is given"),
+        (("--prompt", "a", "--sigmas", "7,3", "--spacing", "beta"), "spacing is beta, but a list of 2 noise levels"),
         (("--prompt", "a", "--mask", "m.png"), "--mask: scripts/inpaint.py takes it; this is scripts/txt2img.py"),
-        (("--prompt", "a", "--spacing", "karras"), "--spacing: there is no 'karras' here; there are uniform, trailing"),
+        (("--prompt", "a", "--spacing", "karas"), "--spacing: there is no spacing 'karas'; the nearest: karras"),
         (("--prompt", "a", "--device", "tpu"), "there are auto, cpu, cuda, mps"),
         (("--prompt", "a", "--precision", "int4"), "there are full, autocast, fp16, bf16"),
         (("--prompt", "a", "--model", "none.ckpt"), "--model none.ckpt: there is no such file"),

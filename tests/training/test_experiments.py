@@ -10,15 +10,15 @@ from PIL import Image
 
 from ldm.checkpoint.load import load, load_part
 from ldm.config import build
-from ldm.data.captions import tell
-from ldm.data.scenes import sample_scene
+from ldm.data.captions import SYNONYMS, tell
+from ldm.data.scenes import ATTRIBUTES, SHAPES, SKIES, sample_scene
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.diffusion.denoiser import Conditioning, Denoiser
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.models.text_encoder import OpenCLIPTextEncoder
 from ldm.pipeline import txt2img
 from ldm.training.losses import autoencoder_loss, denoising_loss
-from ldm.training.reading import SLOT_CHANNELS, SLOTS, reading_loss
+from ldm.training.reading import WORD_CHANNELS, Noun, attribute_logits, last_token, read_right, reading_loss
 from ldm.training.run import Run, read_recipe
 from ldm.training.scene_experiments import roughened
 
@@ -200,31 +200,32 @@ def test_autoencoder_loss_weighs_each_term():
 
 def test_reading_right_has_no_loss_and_swapped_things_do():
     scene = next(s for s in map(sample_scene, range(100)) if len(s.things) == 2)
-    order = tell(scene, random.Random(0)).order
-    from ldm.data.scenes import ATTRIBUTES, SKIES
-
-    slots = torch.full((1, SLOTS, SLOT_CHANNELS), -15.0)
-    for slot, number in enumerate(order):
-        thing = scene.things[number]
-        slots[0, slot, 0] = 15
-        slots[0, slot, 1:3] = torch.tensor([thing.x, thing.z])
-        start = 3
-        for name, values in ATTRIBUTES.items():
-            slots[0, slot, start + values.index(getattr(thing, name))] = 15
-            start += len(values)
-    sky = torch.full((1, 4), -15.0)
+    nouns = [Noun(0, 3 + i, thing) for i, thing in enumerate(scene.things)]
+    words = torch.full((2, WORD_CHANNELS), -15.0)
+    for word, thing in zip(words, scene.things, strict=True):
+        word[:2] = torch.tensor([thing.x, thing.z])
+        for name, logits in attribute_logits(word[None]).items():
+            logits[0, ATTRIBUTES[name].index(getattr(thing, name))] = 15  # a view of `words`
+    sky = torch.full((1, len(SKIES)), -15.0)
     sky[0, SKIES.index(scene.sky)] = 15
-    loss, right = reading_loss(slots, sky, [scene], [order])
-    assert loss < 1e-3 and right.item()
-    loss, right = reading_loss(slots, sky, [scene], [order[::-1]])
-    assert loss > 1 and not right.item()
+    assert reading_loss(words, sky, nouns, [scene]) < 1e-3
+    assert read_right(words, sky, nouns, [scene]) == (1.0, 1.0)
+    assert reading_loss(words.flip(0), sky, nouns, [scene]) > 1
+    assert read_right(words.flip(0), sky, nouns, [scene]) == (0.0, 0.0)
 
 
-def test_order_of_mention_is_that_of_the_words():
+def test_a_thing_is_asked_for_at_the_noun_that_first_names_it():
+    nouns = {word for shape in SHAPES for word in SYNONYMS.get(shape, (shape,))}
     for seed in range(100):
         scene = sample_scene(seed)
-        told = tell(scene, random.Random(seed))
-        assert sorted(told.order) == list(range(len(scene.things)))
+        told = tell(scene, random.Random(seed), complete=seed % 2 == 0)
+        assert len(told.ends) == len(scene.things)
+        for thing, end in zip(scene.things, told.ends, strict=True):
+            noun = next(word for word in nouns if told.text[:end].endswith(word))
+            assert noun in SYNONYMS.get(thing.shape, (thing.shape,))
+            tokens = build(TEXT).tokenize([told.text, told.text[:end]])
+            place = last_token(tokens[1])
+            assert torch.equal(tokens[0, : place + 1], tokens[1, : place + 1])
 
 
 def test_tower_trained_on_captions_is_read_back(tmp_path):

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from ldm.models.diffusion.ancestral import dpm_2_ancestral, dpmpp_2s_ancestral, euler_ancestral
+from ldm.models.diffusion.consistency import lcm, tcd
 from ldm.models.diffusion.ddim import ddim, ddim_invert
 from ldm.models.diffusion.ddpm import ddpm
 from ldm.models.diffusion.denoiser import PARAMETERIZATIONS, Conditioning, Denoiser
+from ldm.models.diffusion.dpm_solver import dpm_adaptive, dpm_fast
+from ldm.models.diffusion.dpmpp_sde import dpmpp_2m_sde, dpmpp_2m_sde_heun, dpmpp_3m_sde, dpmpp_sde
+from ldm.models.diffusion.euler import dpm_2, euler, heun
+from ldm.models.diffusion.exponential import dpmpp_2m, res_multistep, unipc, unipc_bh2
 from ldm.models.diffusion.guidance import guided, masked, switched
+from ldm.models.diffusion.multistep import deis, ipndm, lms, plms
+from ldm.models.diffusion.restart import restart
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.models.diffusion.spacing import SPACINGS
 from ldm.models.diffusion.step import Denoise, Noise, Step
@@ -18,6 +26,29 @@ Sampler = Callable[..., Iterator[Step]]
 SAMPLERS: dict[str, tuple[Sampler, str]] = {
     "ddim": (ddim, "uniform"),
     "ddpm": (ddpm, "trailing"),
+    "plms": (plms, "uniform"),
+    "ipndm": (ipndm, "linspace"),
+    "euler": (euler, "linspace"),
+    "euler_ancestral": (euler_ancestral, "linspace"),
+    "heun": (heun, "linspace"),
+    "dpm_2": (dpm_2, "linspace"),
+    "dpm_2_ancestral": (dpm_2_ancestral, "linspace"),
+    "lms": (lms, "linspace"),
+    "dpm_fast": (dpm_fast, "linspace"),
+    "dpm_adaptive": (dpm_adaptive, "linspace"),
+    "dpmpp_2s_ancestral": (dpmpp_2s_ancestral, "linspace"),
+    "dpmpp_sde": (dpmpp_sde, "linspace"),
+    "dpmpp_2m": (dpmpp_2m, "linspace"),
+    "dpmpp_2m_sde": (dpmpp_2m_sde, "linspace"),
+    "dpmpp_2m_sde_heun": (dpmpp_2m_sde_heun, "linspace"),
+    "dpmpp_3m_sde": (dpmpp_3m_sde, "linspace"),
+    "unipc": (unipc, "linspace"),
+    "unipc_bh2": (unipc_bh2, "linspace"),
+    "deis": (deis, "linspace"),
+    "lcm": (lcm, "trailing"),
+    "tcd": (tcd, "trailing"),
+    "restart": (restart, "linspace"),
+    "res_multistep": (res_multistep, "linspace"),
 }
 """name → (function, default spacing)"""
 
@@ -35,7 +66,16 @@ __all__ = [
     "ddim",
     "ddim_invert",
     "ddpm",
+    "dpm_2_ancestral",
+    "dpmpp_2m_sde",
+    "dpmpp_2m_sde_heun",
+    "dpmpp_2s_ancestral",
+    "dpmpp_3m_sde",
+    "dpmpp_sde",
+    "euler_ancestral",
     "guided",
+    "lcm",
     "masked",
     "switched",
+    "tcd",
 ]

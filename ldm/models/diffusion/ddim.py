@@ -9,15 +9,17 @@ from torch import Tensor
 from ldm.models.diffusion.step import Denoise, Noise, Step, ancestral_step, intervals
 
 
-def ddim(denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise, eta: float = 0.0) -> Iterator[Step]:
+def ddim(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise, eta: float = 0.0, s_noise: float = 1.0
+) -> Iterator[Step]:
     """Walk x down the sigmas, one call of denoise a step. eta 0 is deterministic, eta 1 is DDPM.
 
     In the coordinates x = z + sigma * noise this is Euler's method for the probability-flow ODE, and with eta the
-    ancestral Euler sampler: the same numbers. x: (B, C, h, w) at noise level sigmas[0].
+    ancestral Euler sampler: the same numbers. x: (B, C, h, w) at noise level sigmas[0]; s_noise scales all noise.
     """
     for i, (sigma, sigma_next) in enumerate(intervals(sigmas)):
         x0 = denoise(x, sigmas[i])
-        x = ancestral_step(x, x0, sigma, sigma_next, eta, noise)
+        x = ancestral_step(x, x0, sigma, sigma_next, eta, noise, s_noise)
         yield Step(i, sigma_next, x, x0)
 
 

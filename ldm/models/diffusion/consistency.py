@@ -1,0 +1,61 @@
+"""Samplers for distilled models, which jump from any noise level to an estimate that needs little correction.
+
+Both are defined on training timesteps, so they take the schedule; None is that of Stable Diffusion.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ldm.models.diffusion.schedule import NoiseSchedule
+from ldm.models.diffusion.step import Denoise, Noise, Step, intervals, move, renoise
+
+
+def lcm(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, *, noise: Noise, schedule: NoiseSchedule | None = None
+) -> Iterator[Step]:
+    """Latent consistency models: Luo et al. 2023, arXiv:2310.04378, algorithm 3. Jump to x0, and put all noise back.
+
+    x0 is the consistency function, whose boundary condition makes it x at t = 0 (section 4.1, with the published
+    models' sigma_data 1/2 and t counted tenfold).
+    """
+    schedule = schedule or NoiseSchedule()
+    for i, (sigma, sigma_next) in enumerate(intervals(sigmas)):
+        t = 10 * _timestep(schedule, sigma)
+        c_skip, c_out = 0.25 / (t**2 + 0.25), t / math.sqrt(t**2 + 0.25)
+        x0 = c_out * denoise(x, sigmas[i]) + c_skip / math.sqrt(1 + sigma**2) * x
+        x = renoise(x0, sigma, sigma_next, sigma_next, noise)
+        yield Step(i, sigma_next, x, x0)
+
+
+def tcd(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    noise: Noise,
+    eta: float = 0.3,
+    schedule: NoiseSchedule | None = None,
+) -> Iterator[Step]:
+    """Trajectory consistency distillation: Zheng et al. 2024, arXiv:2402.19159, algorithm 4.
+
+    Go down to timestep (1 - eta) * t_next, rounded down, and add noise up to t_next. eta is the paper's gamma: 0 is
+    DDIM, and 1 goes down to the first training level each time.
+    """
+    schedule = schedule or NoiseSchedule()
+    for i, (sigma, sigma_next) in enumerate(intervals(sigmas)):
+        x0 = denoise(x, sigmas[i])
+        t = math.floor((1 - eta) * _timestep(schedule, sigma_next) + 1e-6)  # whatever the last bits of a sigma say
+        sigma_down = min(sigma_next, float(schedule.sigmas[t])) if eta > 0 else sigma_next
+        sigma_up = math.sqrt(sigma_next**2 - sigma_down**2)
+        x = renoise(move(x, x0, sigma, sigma_down), sigma, sigma_next, sigma_up, noise)
+        yield Step(i, sigma_next, x, x0)
+
+
+def _timestep(schedule: NoiseSchedule, sigma: float) -> float:
+    """The fractional training timestep of a noise level; 0 of those below the first."""
+    return float(schedule.sigma_to_t(torch.tensor(sigma, dtype=torch.float64))) if sigma > 0 else 0.0

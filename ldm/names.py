@@ -1,0 +1,99 @@
+"""Names of samplers and spacings, ours and other programs'; imports nothing, so that a command line can know them.
+
+Upper and lower case, spaces, dashes and underscores do not count, nor do k-diffusion's `sample_` and `get_sigmas_`,
+the `k_` of early scripts, diffusers' `Scheduler` and ComfyUI's `_gpu`. A sampler's name may end in a spacing's.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+
+SAMPLERS: dict[str, tuple[str, ...]] = {
+    "ddpm": ("DDPM", "DDPMParallel"),
+    "ddim": ("DDIM", "DDIMParallel"),
+    "plms": ("PLMS", "PNDM"),
+    "ipndm": ("iPNDM",),
+    "euler": ("Euler", "EulerDiscrete"),
+    "euler_ancestral": ("Euler a", "EulerAncestralDiscrete"),
+    "heun": ("Heun", "HeunDiscrete"),
+    "dpm_2": ("DPM2", "KDPM2Discrete"),
+    "dpm_2_ancestral": ("DPM2 a", "KDPM2AncestralDiscrete"),
+    "lms": ("LMS", "LMSDiscrete"),
+    "dpm_fast": ("DPM fast",),
+    "dpm_adaptive": ("DPM adaptive",),
+    "dpmpp_2s_ancestral": ("DPM++ 2S a",),
+    "dpmpp_sde": ("DPM++ SDE", "DPMSolverSDE"),
+    "dpmpp_2m": ("DPM++ 2M", "DPMSolverMultistep"),
+    "dpmpp_2m_sde": ("DPM++ 2M SDE",),
+    "dpmpp_2m_sde_heun": ("DPM++ 2M SDE Heun",),
+    "dpmpp_3m_sde": ("DPM++ 3M SDE",),
+    "unipc": ("UniPC",),
+    "unipc_bh2": ("UniPC bh2", "UniPCMultistep"),  # diffusers' default is bh2, that of the others bh1
+    "deis": ("DEIS", "DEISMultistep"),
+    "lcm": ("LCM",),
+    "tcd": ("TCD",),
+    "restart": ("Restart", "restart_sampler"),
+    "res_multistep": ("RES Multistep",),
+}
+"""Name → the name that pictures carry (A1111's, where it has the sampler), and others."""
+
+SPACINGS: dict[str, tuple[str, ...]] = {
+    "uniform": ("DDIM", "leading", "ddim_uniform"),  # A1111's own "Uniform" is our linspace, so none is written
+    "legacy": ("DDIM legacy",),
+    "trailing": ("Trailing",),
+    "linspace": ("Normal",),
+    "sgm_uniform": ("SGM Uniform",),
+    "simple": ("Simple",),
+    "quad": ("DDIM quad",),
+    "beta": ("Beta", "use_beta_sigmas"),
+    "align_your_steps": ("Align Your Steps", "ays", "ays_sd15"),
+    "align_your_steps_xl": ("Align Your Steps XL", "ays_xl", "ays_sdxl"),
+    "karras": ("Karras", "use_karras_sigmas"),
+    "exponential": ("Exponential", "use_exponential_sigmas"),
+    "polyexponential": ("Polyexponential",),
+    "kl_optimal": ("KL Optimal",),
+}
+
+AUTOMATIC = "automatic"  # A1111's word for the sampler's own spacing
+
+
+def find_sampler(text: str) -> tuple[str, str | None]:
+    """(sampler, spacing): "DPM++ 2M Karras" is ("dpmpp_2m", "karras"); None where the name does not say a spacing.
+
+    ValueError for an unknown name lists the nearest.
+    """
+    word, samplers, spacings = _key(text), _table(SAMPLERS), _table(SPACINGS)
+    if word in samplers:
+        return samplers[word], None
+    for cut in range(1, len(word)):
+        sampler, spacing = samplers.get(word[:cut]), spacings.get(word[cut:])
+        if sampler is not None and (spacing is not None or word[cut:] == AUTOMATIC):
+            return sampler, spacing
+    raise ValueError(_unknown("sampler", text, samplers, SAMPLERS))
+
+
+def find_spacing(text: str) -> str | None:
+    """Its name here; None for "Automatic". ValueError for an unknown name lists the nearest."""
+    word, spacings = _key(text), _table(SPACINGS)
+    if word != AUTOMATIC and word not in spacings:
+        raise ValueError(_unknown("spacing", text, spacings, SPACINGS))
+    return spacings.get(word)
+
+
+def _key(text: str) -> str:
+    """What counts in a name."""
+    word = re.sub(r"[\s_-]+", "_", text.strip().casefold().replace("++", "pp"))
+    word = re.sub(r"^(sample_|get_sigmas_|k_)|(_gpu|_?scheduler)(?=_|$)", "", word)
+    return word.replace("_", "")
+
+
+def _table(names: dict[str, tuple[str, ...]]) -> dict[str, str]:
+    return {_key(alias): name for name, aliases in names.items() for alias in (name, *aliases)}
+
+
+def _unknown(kind: str, text: str, table: dict[str, str], names: Iterable[str]) -> str:
+    close = dict.fromkeys(table[key] for key in difflib.get_close_matches(_key(text), table, 5, 0.5))
+    known = f"the nearest: {', '.join(close)}" if close else f"there are {', '.join(names)}"
+    return f"there is no {kind} {text!r}; {known}"
