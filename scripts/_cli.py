@@ -13,16 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from _options import (
-    ELSEWHERE,
-    MAX_SEED,
-    OWN_DEFAULTS,
-    PARTS,
-    PICTURES,
-    WORDLESS,
-    Usage,
-    make_parser,
-)
+from _kinds import MAX_SEED
+from _options import ELSEWHERE, OWN_DEFAULTS, PARTS, PICTURES, WORDLESS
+from _parser import Usage, make_parser
 
 DEFAULTS: dict[str, Any] = {
     "repeat": 1,

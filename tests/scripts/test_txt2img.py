@@ -46,13 +46,14 @@ def test_help_imports_nothing_heavy(script: str) -> None:
 
 
 def test_names_known_to_the_command_line_are_the_librarys() -> None:
+    import _kinds
     import _options
     import _record
 
     from ldm.request import MAX_SEED, MAX_STEPS
 
     assert _options.PRECISIONS == tuple(_record.DTYPES)
-    assert _options.MAX_SEED == MAX_SEED and MAX_STEPS == 1000
+    assert _kinds.MAX_SEED == MAX_SEED and MAX_STEPS == 1000
 
 
 def test_one_picture(txt2img: Run, capsys: Capture) -> None:

@@ -1,0 +1,131 @@
+"""What the value of an option may be: each function here reads one from text, or makes one that does.
+
+argparse.ArgumentTypeError for a text that is none, with the value and the remedy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+MAX_SEED = 2**32 - 1
+MAX_SIDE = 8192
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number; give {low} … {high}") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{value} is out of range; give {low} … {high}")
+        return value
+
+    return convert
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    span = "a finite number, such as 7.5" if math.isinf(high) else f"{low:g} … {high:g}"
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number; give {span}") from None
+        if not math.isfinite(value) or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is out of range; give {span}")
+        return value
+
+    return convert
+
+
+def side(text: str) -> int:
+    value = whole(-(10**9), 10**9)(text)
+    nearest = min(max(8, (value + 4) // 8 * 8), MAX_SIDE)
+    if value != nearest:
+        raise argparse.ArgumentTypeError(f"{value} is not a multiple of 8 in 8 … {MAX_SIDE}; the nearest is {nearest}")
+    return value
+
+
+def pair(shown: str, least: int) -> Callable[[str], tuple[int, int]]:
+    """Two whole numbers, apart by "x" or a comma."""
+
+    def convert(text: str) -> tuple[int, int]:
+        first, apart, second = text.lower().replace("x", ",").partition(",")
+        if not apart or not (first.isdecimal() and second.isdecimal()) or min(int(first), int(second)) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {shown}: two whole numbers of pixels, {least} or more")
+        return int(first), int(second)
+
+    return convert
+
+
+def several(count: int | None, low: float, high: float, example: str) -> Callable[[str], tuple[float, ...]]:
+    """Numbers apart by commas: `count` of them, or, where that is None, one or more."""
+    each = number(low, high)
+
+    def convert(text: str) -> tuple[float, ...]:
+        words = text.split(",")
+        if count is not None and len(words) != count:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {count} numbers apart by commas, such as {example}")
+        return tuple(each(word) for word in words)
+
+    return convert
+
+
+def names(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(","))
+
+
+def numbers(text: str) -> list[str]:
+    """Class numbers apart by commas, as the prompts that they are."""
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isdecimal() for word in words):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of class numbers; write it as 207,88")
+    return words
+
+
+def falling(text: str) -> list[float]:
+    """Numbers apart by commas, each below the one before it."""
+    values = [number(0, math.inf)(word) for word in text.split(",")]
+    if any(after >= value for value, after in pairwise(values)):
+        raise argparse.ArgumentTypeError(f"{text} does not fall; each number must be below the one before it")
+    return values
+
+
+def named(find: Callable[[str], object]) -> Callable[[str], str]:
+    """A name that `find` does not refuse."""
+
+    def convert(text: str) -> str:
+        try:
+            find(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return text
+
+    return convert
+
+
+def seed(text: str) -> int:
+    return -1 if text == "random" else whole(-1, MAX_SEED)(text)
+
+
+def sides(text: str) -> tuple[int, ...]:
+    words = text.split(",")
+    if len(words) != 4:
+        raise argparse.ArgumentTypeError(f"{text!r} is not four numbers of pixels, such as 0,0,64,0")
+    return tuple(whole(0, MAX_SIDE)(word) for word in words)
+
+
+def one_of(*names: str) -> Callable[[str], str]:
+    def convert(text: str) -> str:
+        if text.lower() not in names:
+            close = difflib.get_close_matches(text.lower(), names, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise argparse.ArgumentTypeError(f"there is no {text!r} here; there are {', '.join(names)}{hint}")
+        return text.lower()
+
+    return convert
