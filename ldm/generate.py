@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ldm import images
 from ldm.hints import Hints, check_finite
+from ldm.items import Item
 from ldm.models.autoencoder import IdentityAutoencoder
 from ldm.models.diffusion import SAMPLERS
 from ldm.models.diffusion.denoiser import Conditioning
@@ -31,7 +32,7 @@ from ldm.modules.edits import freeu, identity_attention
 from ldm.noise import BrownianNoise, keyed_noise, starting_noise
 from ldm.prompting import Told, tell
 from ldm.refiner import Refiner
-from ldm.request import Item, Settings
+from ldm.settings import Settings
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from ldm import images
 from ldm.masks import Canvas
 from ldm.models.framing import check_level
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.request import Settings
+from ldm.settings import Settings
 
 
 @dataclass(frozen=True)

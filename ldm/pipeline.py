@@ -4,38 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import TypedDict, Unpack, cast
 
 from PIL import Image
 
 from ldm import hints, images, masks
 from ldm.generate import OnStep, Result, generate
-from ldm.guidance import Guidance
+from ldm.items import Item, make_items, with_scales
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.refiner import Refiner, check_latents
-from ldm.request import Item, Settings, canvas_size, make_items, picture_size, resolve, with_scales
+from ldm.settings import Settings, Wishes, resolve
+from ldm.sizes import canvas_size, picture_size
 
 Picture = Image.Image | str | Path
 
 
-class Options(TypedDict, total=False):
+class Options(Wishes, total=False):
     """What every way of drawing takes. The values are checked at once, with ValueError; drawing begins with the first
     `next`. Not given, or None: the default of the model (size, guidance scale) or of the sampler (spacing, eta)."""
 
     negative_prompt: str | None  # None is "not given", which for SDXL is not the same as ""
-    height: int | None  # pixels
-    width: int | None
-    steps: int | None  # 30
-    sampler: str  # ddim; names of other programs do too, also with a spacing: "DPM++ 2M Karras"
-    spacing: str | None
-    sigma_min: float | None  # where the spacing ends and begins, and its shape; not all have these
-    sigma_max: float | None
-    rho: float | None
-    sigmas: Sequence[float] | None  # the noise levels themselves, or
-    timesteps: Sequence[float] | None  # the training timesteps, instead of spacing and steps; falling
-    eta: float | None
-    guidance_scale: float | Sequence[float] | None  # several: picture i has the i-th, and they begin again
-    guidance: Guidance | None  # what else it is guided by: rescaling, an interval, PAG, …
     autoguide: LatentDiffusion | None  # a worse model, to lead away from
     seed: int  # 0; picture i of all has seed + i
     variation_seed: int | None  # at a strength above 0 all have `seed`, and picture i varies it by variation_seed + i
@@ -44,13 +32,6 @@ class Options(TypedDict, total=False):
     batch_size: int  # drawn together: 4
     on_step: OnStep | None  # called after each step
     refiner: Refiner | None  # a second model for the last of the noise levels
-    original_size: tuple[int, int] | None  # (height, width) that SDXL is told the picture had: height and width
-    crop: tuple[int, int] | None  # (top, left) where it was cut out of that: (0, 0)
-    s_churn: float | None  # of samplers that add noise (euler, heun, …), as in k-diffusion: 0
-    s_tmin: float | None  # 0
-    s_tmax: float | None  # infinity
-    s_noise: float | None  # 1
-    clip_skip: int | None  # which states of the text tower: 1 the family's own, 2 those one layer before, …
 
 
 def txt2img(model: LatentDiffusion, prompt: str | Sequence[str], **options: Unpack[Options]) -> Iterator[Result]:
@@ -178,33 +159,11 @@ def _settings(
     model: LatentDiffusion, options: Options, like: Image.Image | None = None, strength: float | None = None
 ) -> Settings:
     """Checked; the size follows the picture `like`, where there is one."""
-    height, width = options.get("height"), options.get("width")
+    wishes = cast(Wishes, {name: value for name, value in options.items() if name in Wishes.__optional_keys__})
     if like is not None:
-        height, width = picture_size(model, like.size, height, width)
-    return resolve(
-        model,
-        height,
-        width,
-        options.get("steps"),
-        options.get("sampler", "ddim"),
-        options.get("spacing"),
-        options.get("eta"),
-        _first_scale(options),
-        strength,
-        options.get("original_size"),
-        options.get("crop"),
-        s_churn=options.get("s_churn"),
-        s_tmin=options.get("s_tmin"),
-        s_tmax=options.get("s_tmax"),
-        s_noise=options.get("s_noise"),
-        sigma_min=options.get("sigma_min"),
-        sigma_max=options.get("sigma_max"),
-        rho=options.get("rho"),
-        sigmas=options.get("sigmas"),
-        timesteps=options.get("timesteps"),
-        guidance=options.get("guidance"),
-        clip_skip=options.get("clip_skip"),
-    )
+        given = options.get("height"), options.get("width")
+        wishes["height"], wishes["width"] = picture_size(model, like.size, *given)
+    return resolve(model, strength, **wishes)
 
 
 def _items(prompt: str | Sequence[str], options: Options) -> list[Item]:
@@ -218,11 +177,6 @@ def _items(prompt: str | Sequence[str], options: Options) -> list[Item]:
     )
     scales = options.get("guidance_scale")
     return with_scales(items, scales, options.get("guidance")) if isinstance(scales, Sequence) else items
-
-
-def _first_scale(options: Options) -> float | None:
-    scale = options.get("guidance_scale")
-    return next(iter(scale), None) if isinstance(scale, Sequence) else scale
 
 
 class Loop(TypedDict):

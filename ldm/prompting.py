@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from ldm.items import Item
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.diffusion.guidance import ConditionalDenoise
 from ldm.models.diffusion.prompted import Parts, Scene, Script, composed, prompted
@@ -16,7 +17,6 @@ from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.text_encoder import ChunkedTextEncoder, TextEncoder
 from ldm.prompt import Passage, Span, parse
-from ldm.request import Item
 
 Said = str | Passage | None  # a text that is read as it stands, what a prompt says in a step, or nothing given
 Shown = Callable[[Conditioning, Sequence[Item], bool], Conditioning]

@@ -19,10 +19,10 @@ from _record import DTYPES, check_weights, compare, source, take_over
 from ldm.checkpoint.load import load
 from ldm.config import load_plugin
 from ldm.generate import Progress, generate
+from ldm.items import Item, clean, make_seeds, with_scales
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.png import Folder
 from ldm.refiner import Refiner, check_latents
-from ldm.request import Item, clean, make_seeds, with_scales
 
 
 def draw(options: argparse.Namespace) -> int:

@@ -17,12 +17,13 @@ from torch import Tensor
 from ldm.checkpoint.load import outline
 from ldm.config import load_plugin
 from ldm.generate import sample
+from ldm.items import Item
 from ldm.models.chunks import Chunk
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.text_encoder import ChunkedTextEncoder, spelled
 from ldm.prompt import Clause, parse
-from ldm.request import Item, Settings
+from ldm.settings import Settings
 
 WIDTH = 80
 SCENES = 6  # of a prompt that changes with the steps, how many are shown

@@ -19,6 +19,7 @@ FLAGS = {  # the original scripts' own words for a sampler, with the noise level
 }
 ELSEWHERE = {"--mask": "inpaint", "--depth": "depth2img"}  # options people may give to another command than theirs
 PICTURES = ("init_img", "mask", "depth")  # options that name pictures to draw from
+OPTION_NAMES = {"height": "H", "width": "W", "guidance_scale": "scale"}  # settings whose option has another name
 REFINE_AT = 0.8
 PARTS = ("vae", "text_encoder", "refiner", "autoguide")  # options that name other files of weights than --model
 OWN_DEFAULTS: dict[str, dict[str, Any]] = {  # what one command alone has, besides pictures

@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 from ldm import images
 from ldm.generate import Progress, Result
+from ldm.items import Item
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.png import Folder, write_png
-from ldm.request import Item, Settings
+from ldm.settings import Settings
 
 GRID_LIMIT = 100  # pictures in one grid; more make several
 

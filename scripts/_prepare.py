@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 
 from _guidance import make_guidance
+from _options import OPTION_NAMES
 from _record import picture_files
 from PIL import Image
 
@@ -14,7 +15,8 @@ from ldm.generate import check_concat
 from ldm.hints import Hints
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.text_encoder import ClassEmbedder, NoText
-from ldm.request import Settings, canvas_size, picture_size, resolve
+from ldm.settings import Settings, Wishes, resolve
+from ldm.sizes import canvas_size, picture_size
 
 Pictures = Mapping[str, Image.Image]  # by the option that names them
 
@@ -26,12 +28,12 @@ def prepare(options: argparse.Namespace, model: LatentDiffusion, pictures: Pictu
 
 
 def _txt2img(options: argparse.Namespace, model: LatentDiffusion, pictures: Pictures) -> tuple[Settings, Hints]:
-    return _settings(options, model, options.H, options.W), Hints()
+    return _settings(options, model), Hints()
 
 
 def _img2img(options: argparse.Namespace, model: LatentDiffusion, pictures: Pictures) -> tuple[Settings, Hints]:
     image = pictures["init_img"]
-    settings = _settings(options, model, *_size(options, model, image), options.strength)
+    settings = _settings(options, model, _size(options, model, image), options.strength)
     return settings, hints.from_picture(model, image, settings)
 
 
@@ -39,7 +41,7 @@ def _inpaint(options: argparse.Namespace, model: LatentDiffusion, pictures: Pict
     canvas = _canvas(options, pictures)
     w, h = canvas.image.size
     height, width = canvas_size(model, (w, h), options.H, options.W)
-    settings = _settings(options, model, height, width, options.strength)
+    settings = _settings(options, model, (height, width), options.strength)
     drawn_from = hints.from_mask(model, canvas, settings)
     if (width, height) != (w, h):
         is_padded = canvas.sized(width, height, model.autoencoder.downsample_factor).size is not None
@@ -61,19 +63,19 @@ def _canvas(options: argparse.Namespace, pictures: Pictures) -> masks.Canvas:
 def _depth2img(options: argparse.Namespace, model: LatentDiffusion, pictures: Pictures) -> tuple[Settings, Hints]:
     image, depth = pictures.get("init_img"), pictures.get("depth")
     size = _size(options, model, pictures["depth"] if image is None else image)
-    settings = _settings(options, model, *size, None if image is None else options.strength)
+    settings = _settings(options, model, size, None if image is None else options.strength)
     return settings, hints.from_depth(model, depth, settings, image)
 
 
 def _upscale(options: argparse.Namespace, model: LatentDiffusion, pictures: Pictures) -> tuple[Settings, Hints]:
     image = pictures["init_img"]
-    settings = _settings(options, model, *hints.enlarged_size(model, image))
+    settings = _settings(options, model, hints.enlarged_size(model, image))
     return settings, hints.to_enlarge(model, image, options.noise_level, options.tile)
 
 
 def _variations(options: argparse.Namespace, model: LatentDiffusion, pictures: Pictures) -> tuple[Settings, Hints]:
     shown = hints.to_vary(model, pictures["init_img"], options.noise_level)
-    return _settings(options, model, options.H, options.W), shown
+    return _settings(options, model), shown
 
 
 def _sample(options: argparse.Namespace, model: LatentDiffusion, pictures: Pictures) -> tuple[Settings, Hints]:
@@ -83,7 +85,7 @@ def _sample(options: argparse.Namespace, model: LatentDiffusion, pictures: Pictu
     if isinstance(model.text_encoder, NoText) and any(prompts):
         raise ValueError(f"--classes {','.join(prompts)}: this model knows no classes; leave the option out")
     model.text_encoder.tokenize(prompts)  # ValueError for a class that it does not know, before anything is drawn
-    return _settings(options, model, options.H, options.W), Hints()
+    return _settings(options, model), Hints()
 
 
 COMMANDS = {
@@ -126,31 +128,11 @@ def _size(options: argparse.Namespace, model: LatentDiffusion, image: Image.Imag
 def _settings(
     options: argparse.Namespace,
     model: LatentDiffusion,
-    height: int | None,
-    width: int | None,
+    size: tuple[int, int] | None = None,
     strength: float | None = None,
 ) -> Settings:
-    return resolve(
-        model,
-        height=height,
-        width=width,
-        steps=options.steps,
-        sampler=options.sampler,
-        spacing=options.spacing,
-        eta=options.eta,
-        guidance_scale=options.scale[0] if options.scale else None,
-        strength=strength,
-        original_size=options.original_size,
-        crop=options.crop,
-        s_churn=options.s_churn,
-        s_tmin=options.s_tmin,
-        s_tmax=options.s_tmax,
-        s_noise=options.s_noise,
-        sigma_min=options.sigma_min,
-        sigma_max=options.sigma_max,
-        rho=options.rho,
-        sigmas=options.sigmas,
-        timesteps=options.timesteps,
-        guidance=make_guidance(options),
-        clip_skip=options.clip_skip,
-    )
+    """Every wish is an option; `size` (height, width), where a picture tells it, wins over --H and --W."""
+    wishes = {name: getattr(options, OPTION_NAMES.get(name, name)) for name in Wishes.__optional_keys__ - {"guidance"}}
+    if size is not None:
+        wishes["height"], wishes["width"] = size
+    return resolve(model, strength, guidance=make_guidance(options), **wishes)

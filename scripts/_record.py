@@ -12,19 +12,19 @@ from typing import Any
 
 import torch
 from _guidance import parameters, take_over_guidance
-from _options import OWN_DEFAULTS, PARTS, PICTURES, REFINE_AT
+from _options import OPTION_NAMES, OWN_DEFAULTS, PARTS, PICTURES, REFINE_AT
 from PIL import ImageChops
 from PIL.PngImagePlugin import PngInfo
 
 from ldm import images
 from ldm.checkpoint.load import weights_path
 from ldm.generate import Result
+from ldm.items import Item
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.names import SAMPLERS, SPACINGS
 from ldm.png import parameters_text, read_request, text_chunks
-from ldm.request import Item, Settings
+from ldm.settings import Settings
 
-OPTIONS = {"height": "H", "width": "W"}  # settings whose option has another name
 KINDS: dict[str, tuple[type, ...]] = {  # what a setting of each type is in JSON; others are numbers or nothing
     "int": (int,),
     "str": (str,),
@@ -156,7 +156,7 @@ def take_over(options: argparse.Namespace) -> dict[str, Any]:
             kinds = KINDS.get(str(field.type), (int, float, type(None)))
             if value is MISSING or not isinstance(value, kinds):
                 raise TypeError(f"{field.name} is {value!r}")
-            setattr(options, OPTIONS.get(field.name, field.name), value)
+            setattr(options, OPTION_NAMES.get(field.name, field.name), value)
         options.command = {name: name for name in OWN_DEFAULTS}[request["command"]]  # whichever script is asked
         for name in OWN_DEFAULTS[options.command]:
             setattr(options, name, request["own"][name])

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from ldm.generate import sample
 from ldm.hints import Hints
+from ldm.items import Item
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.noise import keyed_noise, starting_noise
-from ldm.request import Item, Settings, resolve
+from ldm.settings import Settings, resolve
 
 FAMILIES = ("sd-v1", "sd-v2", "sd-v2-v", "sd-v1-inpainting", "sd-x4-upscaler", "sdxl-base", "sdxl-refiner")
 STEPS, SEED, NOISE_LEVEL = 10, 5, 20

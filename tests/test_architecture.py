@@ -26,7 +26,7 @@ RANKS = [  # a file imports from lower ranks, and from its own entry's folder
     ["ldm.models.latent_diffusion"],
     ["ldm.checkpoint"],
     ["ldm.guidance"],
-    ["ldm.refiner", "ldm.request"],
+    ["ldm.items", "ldm.refiner", "ldm.settings", "ldm.sizes"],
     ["ldm.hints", "ldm.prompting"],
     ["ldm.generate"],
     ["ldm.pipeline"],

@@ -14,9 +14,10 @@ import ldm
 from ldm.config import build, load_config
 from ldm.generate import sample
 from ldm.guidance import CFG_PP_SCALE, Guidance
+from ldm.items import Item, make_items, with_scales
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.request import Item, make_items, resolve, with_scales
+from ldm.settings import resolve
 
 EVERYTHING = Guidance(
     rescale=0.7, threshold=0.9, interval=(0.1, 10.0), cfg_pp=True, pag=2.0, freeu=(1.1, 1.2, 0.9, 0.5), autoguide=1.5

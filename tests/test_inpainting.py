@@ -15,9 +15,11 @@ from ldm import hints, images, masks
 from ldm.config import build, load_config
 from ldm.generate import generate, sample
 from ldm.hints import Hints
+from ldm.items import Item
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.noise import starting_noise
-from ldm.request import Item, Settings, canvas_size, resolve
+from ldm.settings import Settings, resolve
+from ldm.sizes import canvas_size
 
 RNG = np.random.default_rng(6)
 ODD = Image.fromarray(RNG.integers(0, 256, (29, 43, 3), dtype=np.uint8))  # no side is a multiple of 8
@@ -113,7 +115,7 @@ def test_outpainting_keeps_the_old_pixels_but_for_a_blend(either: Model) -> None
 
 def test_a_plain_model_is_held_to_the_old_latent_at_every_step(plain: Model) -> None:
     canvas = masks.canvas(PICTURE, odd_mask(PICTURE.size).point(lambda v: v if v == 255 else 0))
-    settings = resolve(plain, 32, 40, steps=4, strength=1.0, eta=1.0)
+    settings = resolve(plain, height=32, width=40, steps=4, strength=1.0, eta=1.0)
     drawn_from = hints.from_mask(plain, canvas, settings)
     touched = np.asarray(canvas.mask).reshape(4, 8, 5, 8).any((1, 3))  # by cell
     assert np.array_equal(drawn_from.mask[0, 0].numpy() == 1, touched) and 0 < touched.sum() < 20
@@ -153,7 +155,7 @@ def test_an_inpainting_network_sees_mask_and_masked_picture(painter: Model, monk
 def test_a_dab_between_the_samples_of_the_mask_is_shown_all_the_same(painter: Model) -> None:
     mask = Image.new("L", PICTURE.size, 0)
     mask.paste(255, (11, 11, 14, 14))
-    drawn_from = hints.from_mask(painter, masks.canvas(PICTURE, mask), resolve(painter, 32, 40))
+    drawn_from = hints.from_mask(painter, masks.canvas(PICTURE, mask), resolve(painter, height=32, width=40))
     assert drawn_from.concat[0, 0].nonzero().tolist() == [[1, 1]]
 
 
@@ -222,7 +224,7 @@ def slope(size: tuple[int, int] = (40, 32)) -> Image.Image:
 
 
 def depth_shown(model: Model, depth: Image.Image, image: Image.Image | None = None, **size: int) -> torch.Tensor:
-    settings = resolve(model, size.get("height", 32), size.get("width", 40), strength=None if image is None else 0.5)
+    settings = resolve(model, None if image is None else 0.5, **{"height": 32, "width": 40, **size})
     return hints.from_depth(model, depth, settings, image).concat[0, 0]
 
 
@@ -332,7 +334,7 @@ def test_inpainting_gives_what_diffusers_gives(painter: Model, monkeypatch: pyte
     from diffusers import StableDiffusionInpaintPipeline
 
     mask = odd_mask(PICTURE.size)
-    settings = resolve(painter, 32, 40, steps=4, spacing="trailing", strength=1.0)
+    settings = resolve(painter, height=32, width=40, steps=4, spacing="trailing", strength=1.0)
     found = ours(painter, settings, hints.from_mask(painter, masks.canvas(PICTURE, mask), settings))
     pipe = StableDiffusionInpaintPipeline(
         **parts(painter, monkeypatch), safety_checker=None, feature_extractor=None, requires_safety_checker=False
@@ -348,7 +350,7 @@ def test_depth_gives_what_diffusers_gives(deep: Model, monkeypatch: pytest.Monke
     from diffusers import StableDiffusionDepth2ImgPipeline
 
     depth = Image.fromarray(RNG.random((48, 60)).astype(np.float32))
-    settings = resolve(deep, 32, 40, steps=4, spacing="trailing", strength=0.75)
+    settings = resolve(deep, height=32, width=40, steps=4, spacing="trailing", strength=0.75)
     found = ours(deep, settings, hints.from_depth(deep, depth, settings, PICTURE))
     pipe = StableDiffusionDepth2ImgPipeline(**parts(deep, monkeypatch), depth_estimator=None, feature_extractor=None)
     wanted = called(

@@ -14,13 +14,15 @@ from ldm import hints, images
 from ldm.config import build, load_config
 from ldm.generate import generate, sample
 from ldm.hints import Hints, NonFiniteError
+from ldm.items import Item, make_items
 from ldm.models.diffusion import SAMPLERS
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.diffusion.spacing import SPACINGS
 from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.noise import starting_noise
-from ldm.request import Item, Settings, make_items, picture_size, resolve
+from ldm.settings import Settings, resolve
+from ldm.sizes import picture_size
 
 PICTURE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8))
 

@@ -17,13 +17,14 @@ import ldm
 from ldm.config import build, load_config
 from ldm.generate import sample
 from ldm.guidance import Guidance
+from ldm.items import Item
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.diffusion.guidance import guided
 from ldm.models.diffusion.prompted import Scene, composed, prompted
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.text_encoder import ClassEmbedder
 from ldm.prompting import interpolate, tell
-from ldm.request import Item, resolve
+from ldm.settings import resolve
 
 TINY = Path(__file__).parent / "tiny.yaml"
 LONG = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"

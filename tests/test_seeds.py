@@ -15,9 +15,10 @@ import ldm
 from ldm.config import build, load_config
 from ldm.generate import sample
 from ldm.hints import Hints
+from ldm.items import Item, make_items
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.noise import BrownianNoise, starting_noise
-from ldm.request import Item, make_items, resolve
+from ldm.settings import resolve
 
 STOCHASTIC = ("euler_ancestral", "dpmpp_sde", "dpmpp_3m_sde", "lcm")
 

@@ -16,9 +16,10 @@ from ldm import hints, images
 from ldm.config import register
 from ldm.generate import generate
 from ldm.hints import Hints
+from ldm.items import Item
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.request import Item, resolve
+from ldm.settings import resolve
 
 Scaling = Literal["area", "bilinear", "bicubic"]
 
@@ -108,7 +109,7 @@ def draw_mask(height: int, width: int, seed: int) -> Tensor:
 def show_examples(model: LatentDiffusion, hint: Hint, pictures: Tensor, captions: Sequence[str]) -> Image.Image:
     """A sheet: above, what is shown of each of pictures (B, 3, H, W); below, what the model draws from that."""
     height, width = pictures.shape[2:]
-    settings, above, below = resolve(model, height, width, steps=20), [], []
+    settings, above, below = resolve(model, height=height, width=width, steps=20), [], []
     for i, caption in enumerate(captions):
         shown, given = hint.example(model, pictures[i : i + 1], seed=i)
         (result,) = generate(model, [Item(caption, None, i)], settings, given)

@@ -15,7 +15,7 @@ from ldm import hints
 from ldm.checkpoint import single_file
 from ldm.checkpoint.read import read
 from ldm.png import read_request
-from ldm.request import resolve
+from ldm.settings import resolve
 
 Run = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
@@ -117,7 +117,7 @@ def test_a_file_that_holds_the_network_for_depth_needs_no_map(
     capsys.readouterr()
     assert depth2img("--reproduce", "outputs/00000-0.png", *model, "--outdir", "again") == 0
     assert "bit for bit" in capsys.readouterr().out
-    settings = resolve(loaded, 32, 40)
+    settings = resolve(loaded, height=32, width=40)
     with Image.open("in.png") as image:
         estimated = hints.estimated_depth(loaded, image.convert("RGB"))
     estimated.save("estimated.tiff")

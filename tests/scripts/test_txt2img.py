@@ -50,7 +50,8 @@ def test_names_known_to_the_command_line_are_the_librarys() -> None:
     import _options
     import _record
 
-    from ldm.request import MAX_SEED, MAX_STEPS
+    from ldm.items import MAX_SEED
+    from ldm.settings import MAX_STEPS
 
     assert _options.PRECISIONS == tuple(_record.DTYPES)
     assert _kinds.MAX_SEED == MAX_SEED and MAX_STEPS == 1000
