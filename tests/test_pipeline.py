@@ -286,6 +286,11 @@ def test_lists_of_noise_levels_and_of_timesteps_are_one(tiny: Any) -> None:
     assert a == resolve(tiny, sampler="DDIM Karras", timesteps=t)  # a list wins over the spacing of a name
 
 
+def test_a_setting_that_there_is_not_is_refused(tiny: Any) -> None:
+    with pytest.raises(TypeError, match="no setting setps"):
+        resolve(tiny, setps=3)
+
+
 @pytest.mark.parametrize("strength", [-0.1, 1.1, math.nan])
 def test_bad_strengths_are_refused(tiny: Any, strength: float) -> None:
     with pytest.raises(ValueError, match="strength is"):
