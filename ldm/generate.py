@@ -29,6 +29,7 @@ from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.modules.edits import freeu, identity_attention
 from ldm.noise import BrownianNoise, keyed_noise, starting_noise
+from ldm.prompting import Told, tell
 from ldm.refiner import Refiner
 from ldm.request import Item, Settings
 
@@ -154,15 +155,17 @@ def _denoise(
     """A model's denoiser with all that it is told and led by."""
     guidance = settings.guidance
     scales = [settings.guidance_scale if item.guidance_scale is None else item.guidance_scale for item in batch]
-    cond, uncond = _told(model, batch, settings, hints), None
-    if guidance.cfg_pp or any(scale != 1 for scale in scales):
-        uncond = _told(model, batch, settings, hints, negative=True)
+    is_led = guidance.cfg_pp or any(scale != 1 for scale in scales)
+    told = _told(model, batch, settings, hints, sigmas, guided=is_led)
     edits = [] if guidance.freeu is None else [partial(freeu, model.unet, *guidance.freeu)]
-    denoiser = _network(model, hints, edits)
-    others = [Away(cond, guidance.pag, edit=partial(identity_attention, model.unet, guidance.pag_layers))]
+    cond, network = told.cond, _network(model, hints, edits)
+    denoiser = told.heard_by(network)
+    perturbed = None if told.scripts is None else told.heard_by(network)  # asked apart: scripts reorder a batch's rows
+    others = [Away(cond, guidance.pag, perturbed, partial(identity_attention, model.unet, guidance.pag_layers))]
     if worse is not None:
-        others.append(Away(_told(worse, batch, settings, hints), guidance.autoguide - 1, _network(worse, hints)))
-    led = guided(denoiser, cond, uncond, scales, others=others, keep_uncond=guidance.cfg_pp)
+        lesser = _told(worse, batch, settings, hints, sigmas)
+        others.append(Away(lesser.cond, guidance.autoguide - 1, lesser.heard_by(_network(worse, hints))))
+    led = guided(denoiser, cond, told.uncond, scales, others=others, keep_uncond=guidance.cfg_pp)
     unguided = guided(denoiser, cond, None, 1.0)
     limit = 1.0 if isinstance(model.autoencoder, IdentityAutoencoder) else None
     return guidance.corrected(led, unguided, sigmas, settings.eta or 0.0, limit)
@@ -179,16 +182,24 @@ def _network(
 
 
 def _told(
-    model: LatentDiffusion, batch: Sequence[Item], settings: Settings, hints: Hints, negative: bool = False
-) -> Conditioning:
+    model: LatentDiffusion,
+    batch: Sequence[Item],
+    settings: Settings,
+    hints: Hints,
+    sigmas: Tensor,
+    guided: bool = False,
+) -> Told:
     """What a network is told of each picture, in words or by their absence, and with the hints it is shown."""
     size = (settings.height, settings.width)
-    framing = Framing(*(settings.original_size or size), *size, *(settings.crop or (0, 0)))
-    if negative:
-        cond = model.condition([item.negative_prompt for item in batch], framing, negative=True)
-    else:
-        cond = model.condition([item.prompt for item in batch], framing)
-    return _shown(model, cond, batch, hints, negative)
+    return tell(
+        model,
+        batch,
+        sigmas,
+        framing=Framing(*(settings.original_size or size), *size, *(settings.crop or (0, 0))),
+        clip_skip=settings.clip_skip,
+        guided=guided,
+        shown=lambda cond, items, negative: _shown(model, cond, items, hints, negative),
+    )
 
 
 def _decode(model: LatentDiffusion, z: Tensor, hints: Hints) -> Tensor:

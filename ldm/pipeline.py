@@ -50,6 +50,7 @@ class Options(TypedDict, total=False):
     s_tmin: float | None  # 0
     s_tmax: float | None  # infinity
     s_noise: float | None  # 1
+    clip_skip: int | None  # which states of the text tower: 1 the family's own, 2 those one layer before, …
 
 
 def txt2img(model: LatentDiffusion, prompt: str | Sequence[str], **options: Unpack[Options]) -> Iterator[Result]:
@@ -202,6 +203,7 @@ def _settings(
         sigmas=options.get("sigmas"),
         timesteps=options.get("timesteps"),
         guidance=options.get("guidance"),
+        clip_skip=options.get("clip_skip"),
     )
 
 

@@ -15,6 +15,7 @@ from ldm.models.diffusion.levels import of_sigmas, of_timesteps, spaced
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.models.diffusion.spacing import SPACINGS
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.models.text_encoder import ChunkedTextEncoder
 from ldm.names import find_sampler, find_spacing
 from ldm.noise import Seed, Variation
 
@@ -65,6 +66,7 @@ class Settings:
     rho: float | None = None
     sigmas: tuple[float, ...] | None = None  # noise levels of one's own, `steps` of them, without the final 0
     guidance: Guidance = Guidance()
+    clip_skip: int = 1  # which states of the text tower: 1 is the family's own, 2 a layer before, …
 
     @property
     def sampler_options(self) -> dict[str, float]:
@@ -172,6 +174,7 @@ def resolve(
     sigmas: Sequence[float] | None = None,
     timesteps: Sequence[float] | None = None,
     guidance: Guidance | None = None,
+    clip_skip: int | None = None,
 ) -> Settings:
     """Checked settings with the model's and the sampler's defaults where None is given.
 
@@ -206,7 +209,14 @@ def resolve(
     churn = (s_churn, s_tmin, s_tmax, s_noise)
     _check_churn(sampler, churn)
     settings = Settings(
-        *chosen, *churn, sigma_min=sigma_min, sigma_max=sigma_max, rho=rho, sigmas=own, guidance=guidance
+        *chosen,
+        *churn,
+        sigma_min=sigma_min,
+        sigma_max=sigma_max,
+        rho=rho,
+        sigmas=own,
+        guidance=guidance,
+        clip_skip=_clip_skip(model, clip_skip),
     )
     settings.levels(model.schedule)  # ValueError for what the spacing does not have, or cannot do
     return settings
@@ -266,6 +276,16 @@ def _pixels(model: LatentDiffusion, name: str, pair: Sequence[int] | None, least
     if len(pair) != 2 or not all(isinstance(side, int) and side >= least for side in pair):
         raise ValueError(f"{name} is {tuple(pair)}; give two whole numbers of pixels, {least} or more")
     return pair[0], pair[1]
+
+
+def _clip_skip(model: LatentDiffusion, clip_skip: int | None) -> int:
+    if clip_skip in (None, 1):
+        return 1
+    encoder = model.text_encoder
+    if not isinstance(encoder, ChunkedTextEncoder):
+        raise ValueError(f"clip_skip is {clip_skip}, but this model's text encoder is not CLIP's; leave it out")
+    encoder.check_skip(clip_skip)
+    return clip_skip
 
 
 def nearest(side: float, multiple: int) -> int:

@@ -53,6 +53,10 @@ def main(command: str, argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         options = parse(command, argv)
+        if getattr(options, "explain", False):
+            from _explain import explain
+
+            return explain(options)
         from _draw import draw  # torch from here on
 
         return draw(options)

@@ -44,7 +44,7 @@ def draw(options: argparse.Namespace) -> int:
     if original is not None:
         check_weights(options, original, made_by)
 
-    items = _items(options)
+    items = make_items(options)
     _tell_what_is_cut(model, items)
     output = Output(options, folder, model, made_by, only=None if original is None else original["index"])
     with Interrupts() as interrupts, Bar(settings, items, options.n_samples) as bar, _autocast(device, precision):
@@ -145,7 +145,7 @@ def _check_model(options: argparse.Namespace, model: LatentDiffusion) -> None:
             raise ValueError(f"--{option} {asked}: this model has {has}; leave the option out")
 
 
-def _items(options: argparse.Namespace) -> list[Item]:
+def make_items(options: argparse.Namespace) -> list[Item]:
     """Everything to draw, in order; picture i has seed i, with --fixed-code that of its place in the batch."""
     if options.reproduce is not None:
         return list(options.items)

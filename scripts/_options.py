@@ -234,9 +234,10 @@ def _commands() -> dict[str, tuple[str, tuple[Option, ...]]]:
     """Command → what it does, and the options that it alone has."""
     init = ("--init-img", str, "FILE", "the picture to begin from")
     strength = ("--strength", number(0, 1), "S", "0 keeps the picture, 1 leaves nothing of it")
+    explain = ("--explain", True, None, "tell tokens, noise levels, calls and memory, and draw nothing")
     classes = ("--classes", numbers, "N,N,…", "class numbers; --n-samples pictures of each (no class)")
     return {
-        "txt2img": ("Draw pictures from a prompt.", ()),
+        "txt2img": ("Draw pictures from a prompt.", (explain,)),
         "img2img": ("Draw pictures from a picture and a prompt.", (init, _defaulted(strength, "img2img"))),
         "inpaint": (
             "Paint part of a picture, or around it; every other pixel stays as it is, bit for bit.",
@@ -315,6 +316,7 @@ def make_parser(command: str) -> Parser:
         ("--H --height", side, "PX", "height, a multiple of 8 (the model's own)"),
         ("--W --width", side, "PX", "width, a multiple of 8 (the model's own)"),
         *SIZES,
+        ("--clip-skip", whole(1, 100), "N", "take the text tower's states N - 1 layers earlier (1: the family's own)"),
         ("--seed", seed, "N", "picture i has seed N + i (0); -1 or random draws one and prints it"),
         ("--variation-seed", seed, "N", "vary the picture of --seed towards this one's; picture i varies by N + i"),
         ("--variation-strength", number(0, 1), "V", "how far: 0 is the picture of --seed, 1 that of N"),

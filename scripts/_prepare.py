@@ -152,4 +152,5 @@ def _settings(
         sigmas=options.sigmas,
         timesteps=options.timesteps,
         guidance=make_guidance(options),
+        clip_skip=options.clip_skip,
     )

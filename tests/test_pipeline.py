@@ -136,7 +136,7 @@ def test_the_model_is_told_the_size_and_which_prompt_is_the_negative_one(
 ) -> None:
     told, condition = [], tiny.condition
 
-    def listen(prompts: list[str], framing: Framing, *, negative: bool = False) -> Conditioning:
+    def listen(prompts: list[str], framing: Framing, *, negative: bool = False, clip_skip: int = 1) -> Conditioning:
         told.append((prompts, framing.original_height, framing.original_width, negative))
         return condition(prompts, framing, negative=negative)
 

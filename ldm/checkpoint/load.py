@@ -140,6 +140,26 @@ def skeleton(
     return Skeleton(model, tensors, tree, source, weights)
 
 
+def outline(
+    name_or_path: str | Path,
+    *,
+    config: str | Path | Mapping[str, Any] | None = None,
+    variant: str | None = None,
+    parameterization: str | None = None,
+) -> LatentDiffusion:
+    """The model that `load` would fill, on the meta device: no weight is read. The name of a config will do, too."""
+    path = weights_path(name_or_path)
+    if config is None and not path.exists() and str(name_or_path) in shipped_configs():
+        config = str(name_or_path)
+    weights = Weights({}) if config is not None and not path.exists() else _read(path, variant)
+    tree, source = find_config(weights, path, config, parameterization)
+    tree = with_cut_tower(tree, weights, source)
+    with on_meta():
+        model = build(tree, source, expected=LatentDiffusion)
+    assert isinstance(model, LatentDiffusion)
+    return model.eval()
+
+
 def load_part(name_or_path: str | Path, kind: type[M]) -> M:
     """A module saved alone, with its config, in eval mode and float32: the judge, an autoencoder, a text encoder."""
     path = weights_path(name_or_path)

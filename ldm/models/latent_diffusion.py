@@ -23,8 +23,9 @@ from ldm.models.framing import (
     NoiseAugmentation,
 )
 from ldm.models.image_encoder import OpenCLIPImageEncoder
-from ldm.models.text_encoder import TextEncoder
+from ldm.models.text_encoder import ChunkedTextEncoder, TextEncoder, TextFeatures
 from ldm.modules import unet as _unet  # noqa: F401  (registers the networks a config may name)
+from ldm.prompt import Passage, parse
 
 
 @register("LatentDiffusion", "ldm.models.diffusion.ddpm.LatentDiffusion")
@@ -91,17 +92,24 @@ class LatentDiffusion(nn.Module):
         return None if channels is None else channels - self.autoencoder.latent_channels
 
     def condition(
-        self, prompts: Sequence[str | None], framing: Framing | None = None, *, negative: bool = False
+        self,
+        prompts: Sequence[str | Passage | None],
+        framing: Framing | None = None,
+        *,
+        negative: bool = False,
+        clip_skip: int = 1,
     ) -> Conditioning:
         """One row per prompt; "" is the unconditional one, and so is None, "not given" (see `zero_unconditional`).
 
+        prompts: with the syntax of `ldm.prompt` where the tower is CLIP's, all of as many chunks of tokens; a passage
+        is what one of them says in one step. ValueError for a prompt that says several things, by AND or by steps.
         framing: for models that are told (others do not look); None is a whole picture of `image_size`.
         negative: the prompts are what guidance leads away from, so the aesthetic score is the lower one.
+        clip_skip: see `ChunkedTextEncoder.forward`.
         """
         if isinstance(prompts, str):
             raise ValueError(f"condition takes a list of prompts, not the one string {prompts!r}; write [prompt]")
-        tokens = self.text_encoder.tokenize(["" if prompt is None else prompt for prompt in prompts])
-        states, pooled = self.text_encoder(tokens.to(self.device))
+        states, pooled = self._read(prompts, negative, clip_skip)
         if self.zero_unconditional:
             given = torch.tensor([prompt is not None for prompt in prompts], device=self.device)  # (B,)
             states = None if states is None else states.masked_fill(~given[:, None, None], 0)
@@ -114,6 +122,19 @@ class LatentDiffusion(nn.Module):
         if negative:
             framing = replace(framing, aesthetic_score=NEGATIVE_AESTHETIC)
         return Conditioning(states, y=self.framing_embedding(pooled, framing))
+
+    def _read(self, prompts: Sequence[str | Passage | None], negative: bool, clip_skip: int) -> TextFeatures:
+        if isinstance(self.text_encoder, ChunkedTextEncoder):
+            passages = [
+                _passage(prompt or "", negative) if prompt is None or isinstance(prompt, str) else prompt
+                for prompt in prompts
+            ]
+            return self.text_encoder.read(passages, self.device, clip_skip)
+        if clip_skip != 1:
+            raise ValueError(f"clip_skip is {clip_skip}, but this model's text encoder is not CLIP's; leave it out")
+        texts = ["" if prompt is None else str(prompt) for prompt in prompts]
+        features: TextFeatures = self.text_encoder(self.text_encoder.tokenize(texts).to(self.device))
+        return features
 
     def add_hint(
         self, cond: Conditioning, hint: Tensor, level: int | Tensor, noise: Tensor, *, negative: bool = False
@@ -147,3 +168,14 @@ class LatentDiffusion(nn.Module):
                 nearest = max(factor, round(side / factor) * factor)
                 raise ValueError(f"{name} {side} is not a positive multiple of {factor}; the nearest is {nearest}")
         return self.autoencoder.latent_channels, height // factor, width // factor
+
+
+def _passage(text: str, negative: bool) -> Passage:
+    """The one that the prompt is."""
+    scenes = parse(text, compose=not negative).schedule(1000)
+    if len(scenes) > 1 or len(scenes[0][1]) > 1:
+        raise ValueError(
+            f"the prompt {text!r} says several things, and a conditioning holds one; draw it with ldm.txt2img, "
+            "or give condition what it says in a step: ldm.prompt.parse(text).at(i, steps)"
+        )
+    return scenes[0][1][0].passage

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from ldm.config import register
+from ldm.models.chunks import Chunk, chunked, emphasized
+from ldm.prompt import MAX_CHARACTERS, Passage
 
 START, END = 49406, 49407  # CLIP's two special tokens: the last entries of the BPE vocabulary of 49408
-MAX_CHARACTERS = 10_000  # a hundred windows of text; what is beyond could only be truncated, after minutes of merging
 
 
 class TextFeatures(NamedTuple):
@@ -45,12 +46,75 @@ class TextEncoder(nn.Module):
         raise NotImplementedError
 
 
+class ChunkedTextEncoder(TextEncoder):
+    """CLIP's towers: they read a prompt of any length in chunks of a window, and words of any weight.
+
+    A prompt's states are those of its chunks, one after another; its pooled vector is the first chunk's.
+    """
+
+    context_length: int
+
+    @property
+    def layers(self) -> int:
+        """How many could be taken the states of: the one that the family takes, and those before it."""
+        raise NotImplementedError
+
+    def rows(self, chunks: Sequence[Sequence[int]]) -> Tensor:
+        """Tokens of each chunk -> (N, …, context_length) int64: start, tokens, end, padding."""
+        raise NotImplementedError
+
+    def forward(self, tokens: Tensor, weights: Tensor | None = None, clip_skip: int = 1) -> TextFeatures:
+        """As `TextEncoder.forward`. weights: (B, context_length), of the states.
+
+        clip_skip: 1 takes the states that the family takes, 2 those one layer before, …
+        """
+        raise NotImplementedError
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """Texts as they stand -> (B, …, context_length) int64, cut to one window: what a model is trained on."""
+        assert not isinstance(texts, str)
+        return self.rows([encode(text)[: self.context_length - 2] for text in texts])
+
+    def unseen(self, text: str) -> str:
+        return text[MAX_CHARACTERS:]
+
+    def chunks(self, passage: Passage) -> list[Chunk]:
+        """At least one, each of at most `context_length` - 2 tokens."""
+        comma, *_ = encode(",")
+        return chunked(passage, encode, self.context_length - 2, comma)
+
+    def read(self, passages: Sequence[Passage], device: torch.device, clip_skip: int = 1) -> TextFeatures:
+        """Passages of equally many chunks, n -> states (B, n * L, width) and pooled (B, projection_dim) or None."""
+        of_each = [self.chunks(passage) for passage in passages]
+        counts = sorted({len(chunks) for chunks in of_each}) or [1]
+        if len(counts) > 1:
+            raise ValueError(f"prompts of {counts} chunks of tokens have no states of one shape; read them apart")
+        flat = [chunk for chunks in of_each for chunk in chunks]  # B * n
+        tokens = self.rows([[token for token, _ in chunk] for chunk in flat])
+        weights: Tensor | None = None
+        if any(weight != 1 for chunk in flat for _, weight in chunk):
+            weights = torch.ones(len(flat), self.context_length)  # (B * n, L)
+            for row, chunk in zip(weights, flat, strict=True):
+                row[1 : len(chunk) + 1] = torch.tensor([weight for _, weight in chunk])
+            weights = weights.to(device)
+        states, pooled = self(tokens.to(device), weights, clip_skip)
+        assert states is not None
+        n, length, width = counts[0], states.shape[1], states.shape[2]
+        return TextFeatures(states.reshape(len(passages), n * length, width), None if pooled is None else pooled[::n])
+
+    def check_skip(self, clip_skip: int | None) -> None:
+        if not isinstance(clip_skip, int) or not 1 <= clip_skip <= self.layers:
+            raise ValueError(
+                f"clip_skip is {clip_skip}; for this text tower it can be 1 (nothing skipped) … {self.layers}"
+            )
+
+
 @register(
     "OpenCLIPTextEncoder",
     "ldm.modules.encoders.modules.FrozenCLIPEmbedder",
     "ldm.modules.encoders.modules.FrozenOpenCLIPEmbedder",
 )
-class OpenCLIPTextEncoder(TextEncoder):
+class OpenCLIPTextEncoder(ChunkedTextEncoder):
     """open_clip's `TextTransformer`, alone: no image tower is ever allocated.
 
     name: one of open_clip's towers, e.g. "ViT-L-14-quickgelu", of which `layers` may take fewer (diffusers stores
@@ -101,18 +165,16 @@ class OpenCLIPTextEncoder(TextEncoder):
         self.width, self.context_length, self.pad_id = width, context_length, pad_id
         self.layer, self.final_norm, self.causal = layer, final_norm, causal
 
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Texts -> (B, context_length) int64: start, tokens (cut to fit), end, padding."""
-        assert not isinstance(texts, str)
-        rows = torch.full((len(texts), self.context_length), self.pad_id)  # (B, L)
-        for row, text in zip(rows, texts, strict=True):
-            ids = [START, *encode(text)[: self.context_length - 2], END]
+    @property
+    def layers(self) -> int:
+        return max(1, len(self.tower.transformer.resblocks) - (self.layer == "penultimate"))
+
+    def rows(self, chunks: Sequence[Sequence[int]]) -> Tensor:
+        rows = torch.full((len(chunks), self.context_length), self.pad_id)  # (N, L)
+        for row, chunk in zip(rows, chunks, strict=True):
+            ids = [START, *chunk, END]
             row[: len(ids)] = torch.tensor(ids)
         return rows
-
-    def unseen(self, text: str) -> str:
-        rest: str = _tokenizer().decode(encode(text)[self.context_length - 2 :])
-        return rest.strip()
 
     def mask(self, length: int, like: Tensor) -> Tensor | None:
         """What is added to the attention scores, (L, L): minus infinity for what lies ahead."""
@@ -120,21 +182,22 @@ class OpenCLIPTextEncoder(TextEncoder):
             return None
         return torch.full((length, length), float("-inf"), dtype=like.dtype, device=like.device).triu_(1)
 
-    def forward(self, tokens: Tensor) -> TextFeatures:
+    def forward(self, tokens: Tensor, weights: Tensor | None = None, clip_skip: int = 1) -> TextFeatures:
         """(B, L) int64 -> states (B, L, width) and pooled (B, projection_dim) or None."""
+        self.check_skip(clip_skip)
         tower, length = self.tower, tokens.shape[1]
         x = tower.token_embedding(tokens) + tower.positional_embedding[:length]  # (B, L, width)
         mask = self.mask(length, x)
 
-        blocks = tower.transformer.resblocks
-        for block in blocks[:-1]:
+        blocks, states = tower.transformer.resblocks, x
+        taken = len(blocks) - (self.layer == "penultimate") - clip_skip + 1  # after how many blocks
+        for i, block in enumerate(blocks[: taken if tower.text_projection is None else None]):
             x = block(x, attn_mask=mask)
-        penultimate = x
-        if self.layer == "last" or tower.text_projection is not None:
-            x = blocks[-1](x, attn_mask=mask)
+            if i + 1 == taken:
+                states = x
 
-        states = x if self.layer == "last" else penultimate
         states = tower.ln_final(states) if self.final_norm else states
+        states = states if weights is None else emphasized(states, weights)
         if tower.text_projection is None:
             return TextFeatures(states, None)
 
@@ -146,7 +209,7 @@ class OpenCLIPTextEncoder(TextEncoder):
 
 
 @register("TwoTowers")
-class TwoTowers(TextEncoder):
+class TwoTowers(ChunkedTextEncoder):
     """SDXL's: the states of both side by side, the pooled vector of the second. Each has its own padding."""
 
     def __init__(self, first: OpenCLIPTextEncoder, second: OpenCLIPTextEncoder) -> None:
@@ -154,17 +217,19 @@ class TwoTowers(TextEncoder):
         if first.context_length != second.context_length:
             lengths = f"{first.context_length} and {second.context_length}"
             raise ValueError(f"two towers need one context_length, not {lengths}: make them equal")
-        self.first, self.second = first, second
+        self.first, self.second, self.context_length = first, second, first.context_length
 
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        return torch.stack([self.first.tokenize(texts), self.second.tokenize(texts)], dim=1)  # (B, 2, L)
+    @property
+    def layers(self) -> int:
+        return min(self.first.layers, self.second.layers)
 
-    def unseen(self, text: str) -> str:
-        return self.first.unseen(text)
+    def rows(self, chunks: Sequence[Sequence[int]]) -> Tensor:
+        return torch.stack([self.first.rows(chunks), self.second.rows(chunks)], dim=1)  # (N, 2, L)
 
-    def forward(self, tokens: Tensor) -> TextFeatures:
+    def forward(self, tokens: Tensor, weights: Tensor | None = None, clip_skip: int = 1) -> TextFeatures:
         """(B, 2, L) int64 -> states (B, L, sum of widths) and the second's pooled vector, or None."""
-        first, second = self.first(tokens[:, 0]), self.second(tokens[:, 1])
+        self.check_skip(clip_skip)
+        first, second = (tower(tokens[:, i], weights, clip_skip) for i, tower in enumerate((self.first, self.second)))
         return TextFeatures(torch.cat([first.states, second.states], dim=2), second.pooled)
 
 
@@ -215,6 +280,12 @@ def encode(text: str) -> list[int]:
     printable = text[:MAX_CHARACTERS].encode("utf-8", "replace").decode("utf-8")  # lone surrogates become "?"
     ids: list[int] = _tokenizer().encode(printable)
     return ids
+
+
+def spelled(token: int) -> str:
+    """A token as text; one that ends a word is followed by a space."""
+    text: str = _tokenizer().decode([token])
+    return text
 
 
 def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:

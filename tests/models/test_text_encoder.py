@@ -160,7 +160,6 @@ def test_two_towers_are_each_as_alone() -> None:
         states, pooled = both(tokens)
         alone, other = first(first.tokenize(PROMPTS)), second(second.tokenize(PROMPTS))
     assert torch.equal(states, torch.cat([alone.states, other.states], dim=2)) and torch.equal(pooled, other.pooled)
-    assert both.unseen("red " * 100) == first.unseen("red " * 100) != ""
     with pytest.raises(ValueError, match="one context_length, not 16 and 8"):
         TwoTowers(first, OpenCLIPTextEncoder(**SMALL | {"context_length": 8}))
 
@@ -211,8 +210,8 @@ def test_a_tower_costs_no_heavy_import() -> None:
     assert json.loads(out.stdout) == [False, []]
 
 
-def test_what_does_not_fit_into_the_window_is_told() -> None:
+def test_what_is_not_read_is_told() -> None:
     tower = OpenCLIPTextEncoder(width=16, heads=2, layers=1, context_length=8)
-    assert tower.unseen("one two three four five six") == ""
-    assert tower.unseen("one two three four five six seven eight") == "seven eight"
+    assert tower.unseen("one two three four five six seven eight") == ""  # it has chunks
+    assert tower.unseen("a" * 10_000 + " the end") == " the end"
     assert NoText().unseen("anything " * 100) == ""
