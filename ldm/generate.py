@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,7 +18,6 @@ from PIL import Image
 from torch import Tensor
 
 from ldm import images
-from ldm.guidance import Guidance
 from ldm.hints import Hints, check_finite
 from ldm.models.autoencoder import IdentityAutoencoder
 from ldm.models.diffusion import SAMPLERS
@@ -132,7 +132,7 @@ def sample(
         x = model.schedule.add_noise(hints.z, n, sigmas[0])
     if hints.z is not None and hints.mask is not None:  # what is kept is kept from the start
         x = hints.mask * x + (1 - hints.mask) * model.schedule.add_noise(hints.z, n, sigmas[0])
-    options: dict[str, Any] = {} if settings.eta is None else {"eta": settings.eta}
+    options: dict[str, Any] = dict(settings.sampler_options)
     if "schedule" in inspect.signature(sampler).parameters:  # it is defined on training timesteps
         options["schedule"] = model.schedule
     denoise = _denoise(model, batch, settings, hints, sigmas, autoguide)
@@ -157,7 +157,8 @@ def _denoise(
     scales = [settings.guidance_scale if item.guidance_scale is None else item.guidance_scale for item in batch]
     is_led = guidance.cfg_pp or any(scale != 1 for scale in scales)
     told = _told(model, batch, settings, hints, sigmas, guided=is_led)
-    cond, network = told.cond, _network(model, hints, guidance)
+    edits = [] if guidance.freeu is None else [partial(freeu, model.unet, *guidance.freeu)]
+    cond, network = told.cond, _network(model, hints, edits)
     denoiser = told.heard_by(network)
     perturbed = None if told.scripts is None else told.heard_by(network)  # asked apart: scripts reorder a batch's rows
     others = [Away(cond, guidance.pag, perturbed, partial(identity_attention, model.unet, guidance.pag_layers))]
@@ -170,11 +171,13 @@ def _denoise(
     return guidance.corrected(led, unguided, sigmas, settings.eta or 0.0, limit)
 
 
-def _network(model: LatentDiffusion, hints: Hints, guidance: Guidance | None = None) -> ConditionalDenoise:
-    """A model's network as it is asked: changed by FreeU, and tile by tile."""
+def _network(
+    model: LatentDiffusion, hints: Hints, edits: Sequence[Callable[[], AbstractContextManager[None]]] = ()
+) -> ConditionalDenoise:
+    """A model's network as it is asked: edited, and tile by tile."""
     denoiser: ConditionalDenoise = model.denoiser
-    if guidance is not None and guidance.freeu is not None:
-        denoiser = edited(denoiser, partial(freeu, model.unet, *guidance.freeu))
+    for edit in edits:
+        denoiser = edited(denoiser, edit)
     return denoiser if hints.tiles is None else tiled(denoiser, *hints.tiles)
 
 

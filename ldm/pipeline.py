@@ -46,6 +46,10 @@ class Options(TypedDict, total=False):
     refiner: Refiner | None  # a second model for the last of the noise levels
     original_size: tuple[int, int] | None  # (height, width) that SDXL is told the picture had: height and width
     crop: tuple[int, int] | None  # (top, left) where it was cut out of that: (0, 0)
+    s_churn: float | None  # of samplers that add noise (euler, heun, …), as in k-diffusion: 0
+    s_tmin: float | None  # 0
+    s_tmax: float | None  # infinity
+    s_noise: float | None  # 1
     clip_skip: int | None  # which states of the text tower: 1 the family's own, 2 those one layer before, …
 
 
@@ -189,6 +193,10 @@ def _settings(
         strength,
         options.get("original_size"),
         options.get("crop"),
+        s_churn=options.get("s_churn"),
+        s_tmin=options.get("s_tmin"),
+        s_tmax=options.get("s_tmax"),
+        s_noise=options.get("s_noise"),
         sigma_min=options.get("sigma_min"),
         sigma_max=options.get("sigma_max"),
         rho=options.get("rho"),

@@ -19,6 +19,7 @@ from ldm.models.text_encoder import ChunkedTextEncoder
 from ldm.names import find_sampler, find_spacing
 from ldm.noise import Seed, Variation
 
+CHURNING = ("s_churn", "s_tmin", "s_tmax", "s_noise")  # settings of stochastic samplers, by k-diffusion's names
 MAX_SEED = 2**32 - 1
 MAX_STEPS = 1000
 
@@ -57,12 +58,21 @@ class Settings:
     strength: float | None = None  # None: from noise alone
     original_size: tuple[int, int] | None = None  # (height, width) that SDXL is told, in pixels; None: the size drawn
     crop: tuple[int, int] | None = None  # and where in it, (top, left), the picture was cut out; None: (0, 0)
+    s_churn: float | None = None  # Karras et al. 2022, algorithm 2: how much noise is added on the way; None: none
+    s_tmin: float | None = None  # at which sigmas; None: all
+    s_tmax: float | None = None
+    s_noise: float | None = None  # a factor of the noise that a sampler adds; None: 1
     sigma_min: float | None = None  # of the spacing, None: its own
     sigma_max: float | None = None
     rho: float | None = None
     sigmas: tuple[float, ...] | None = None  # noise levels of one's own, `steps` of them, without the final 0
     guidance: Guidance = Guidance()
     clip_skip: int = 1  # which states of the text tower: 1 is the family's own, 2 a layer before, …
+
+    @property
+    def sampler_options(self) -> dict[str, float]:
+        """Keyword arguments for the sampler."""
+        return {name: value for name in ("eta", *CHURNING) if (value := getattr(self, name)) is not None}
 
     @property
     def sampled_steps(self) -> int:
@@ -155,6 +165,10 @@ def resolve(
     strength: float | None = None,
     original_size: Sequence[int] | None = None,
     crop: Sequence[int] | None = None,
+    s_churn: float | None = None,
+    s_tmin: float | None = None,
+    s_tmax: float | None = None,
+    s_noise: float | None = None,
     sigma_min: float | None = None,
     sigma_max: float | None = None,
     rho: float | None = None,
@@ -193,9 +207,33 @@ def resolve(
     model.latent_shape(height, width)  # ValueError for a size that is not a multiple of the autoencoder's factor
     original_size, crop = _pixels(model, "original_size", original_size, 1), _pixels(model, "crop", crop, 0)
     chosen = (height, width, steps, sampler, None if own else spacing, eta, scale, strength, original_size, crop)
-    settings = Settings(*chosen, sigma_min, sigma_max, rho, own, guidance, _clip_skip(model, clip_skip))
+    churn = (s_churn, s_tmin, s_tmax, s_noise)
+    _check_churn(sampler, churn)
+    settings = Settings(
+        *chosen,
+        *churn,
+        sigma_min=sigma_min,
+        sigma_max=sigma_max,
+        rho=rho,
+        sigmas=own,
+        guidance=guidance,
+        clip_skip=_clip_skip(model, clip_skip),
+    )
     settings.levels(model.schedule)  # ValueError for what the spacing does not have, or cannot do
     return settings
+
+
+def _check_churn(sampler: str, churn: Sequence[float | None]) -> None:
+    for name, value in zip(CHURNING, churn, strict=True):
+        if value is None:
+            continue
+        have = [other for other, (function, _) in SAMPLERS.items() if name in inspect.signature(function).parameters]
+        if sampler not in have:
+            raise ValueError(
+                f"{name} is {value:g}, but sampler {sampler} has none; leave it out or take {', '.join(have)}"
+            )
+        if not math.isfinite(value) or value < 0:
+            raise ValueError(f"{name} is {value}; it can be 0 or any number above")
 
 
 def _chosen(sampler: str, spacing: str | None) -> tuple[str, str]:

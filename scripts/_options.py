@@ -186,6 +186,12 @@ SIZES: tuple[Option, ...] = (
     ("--original-size", pair("HxW", 1), "HxW", "the size SDXL is told the picture had (--H and --W)"),
     ("--crop", pair("T,L", 0), "T,L", "and where in it, top and left, this one was cut out (0,0)"),
 )
+CHURN: tuple[Option, ...] = (
+    ("--s-churn", number(0, math.inf), "S", "noise added on the way, in samplers that can (0)"),
+    ("--s-tmin", number(0, math.inf), "S", "at noise levels from this one (0)"),
+    ("--s-tmax", number(0, math.inf), "S", "to this one (all)"),
+    ("--s-noise", number(0, math.inf), "S", "a factor of that noise (1)"),
+)
 LEVELS: tuple[Option, ...] = (
     ("--sampler", named(find_sampler), "NAME", f'{", ".join(SAMPLERS)}, or as elsewhere: "DPM++ 2M Karras" (ddim)'),
     ("--spacing", named(find_spacing), "NAME", f"noise levels visited: {', '.join(SPACINGS)} (the sampler's own)"),
@@ -306,6 +312,7 @@ def make_parser(command: str) -> Parser:
         ("--steps --ddim-steps", whole(1, 1000), "N", "denoising steps, exactly (30)"),
         *LEVELS,
         ("--eta --ddim-eta", number(0, 1), "E", "fresh noise in each step, 0 … 1 (the sampler's own)"),
+        *CHURN,
         ("--H --height", side, "PX", "height, a multiple of 8 (the model's own)"),
         ("--W --width", side, "PX", "width, a multiple of 8 (the model's own)"),
         *SIZES,

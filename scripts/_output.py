@@ -42,13 +42,15 @@ class Output:
         self.sheets: list[Path] = []
         self._for_grid: list[Result] = []
         self._frames: list[list[tuple[str, Image.Image]]] = []  # of each picture in the batch: (caption, picture)
+        self._done = 0  # steps of the batch
 
     def step(self, progress: Progress) -> None:
         """Decode the estimates of a step, if it is one to keep."""
         every, done = self.options.save_intermediates, progress.step.i + 1
-        if progress.step.i == 0:
+        before, self._done = self._done, done % progress.steps  # a sampler may skip some
+        if before == 0:
             self._frames = [[] for _ in progress.batch]
-        if every and (done % every == 0 or done == progress.steps):
+        if every and (done // every > before // every or done == progress.steps):
             for frames, x0 in zip(self._frames, progress.step.x0.split(1), strict=True):
                 frames.append((f"step {done}/{progress.steps}", images.to_images(self.model.decode(x0))[0]))
 
@@ -101,7 +103,7 @@ class Bar:
     """`step 12/30 |████      | 0:05 left, images 1/4`: over all steps of all batches, on stderr."""
 
     def __init__(self, settings: Settings, items: Sequence[Item], batch_size: int) -> None:
-        self.pictures, self._total = 0, len(items)
+        self.pictures, self._total, self._done = 0, len(items), 0
         self._bar = tqdm(
             total=settings.sampled_steps * math.ceil(len(items) / batch_size),
             desc=f"step 0/{settings.sampled_steps}",
@@ -111,8 +113,10 @@ class Bar:
         self._bar.set_postfix_str(f"images 0/{self._total}")
 
     def step(self, progress: Progress) -> None:
-        self._bar.set_description_str(f"step {progress.step.i + 1}/{progress.steps}", refresh=False)
-        self._bar.update()
+        done = progress.step.i + 1
+        self._bar.set_description_str(f"step {done}/{progress.steps}", refresh=False)
+        self._bar.update(done - self._done)  # a sampler may skip some
+        self._done = done % progress.steps
 
     def picture(self) -> None:
         self.pictures += 1

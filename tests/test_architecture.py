@@ -36,6 +36,7 @@ RANKS = [  # a file imports from lower ranks, and from its own entry's folder
 ]
 RANK = {name: rank for rank, names in enumerate(RANKS) for name in names}
 SAMPLERS = {"ancestral", "consistency", "ddim", "ddpm", "dpmpp_sde", "step", "spacing", "levels"}
+SAMPLERS |= {"euler", "multistep", "exponential", "dpm_solver", "restart"}
 
 
 def module_name(path: Path) -> str:

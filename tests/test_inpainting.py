@@ -15,7 +15,6 @@ from ldm import hints, images, masks
 from ldm.config import build, load_config
 from ldm.generate import generate, sample
 from ldm.hints import Hints
-from ldm.models.diffusion import SAMPLERS
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.noise import starting_noise
 from ldm.request import Item, Settings, canvas_size, resolve
@@ -71,7 +70,7 @@ def outside(mask: Image.Image) -> np.ndarray:
     return np.asarray(mask) < 128
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "heun", "lms", "unipc"])
 def test_the_pixels_outside_are_the_pictures_bit_for_bit(either: Model, sampler: str) -> None:
     mask, old = odd_mask(), np.asarray(ODD)
     results = list(

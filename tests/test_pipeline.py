@@ -54,7 +54,7 @@ def same(a: Image.Image, b: Image.Image) -> bool:
     return a.size == b.size and a.tobytes() == b.tobytes()
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "dpm_adaptive"])  # its steps suit the worst
 def test_an_image_is_the_same_alone_and_in_a_batch(own_tiny: Any, sampler: str) -> None:
     tiny = own_tiny.double()  # so that what differs is not rounding, which a random network amplifies
     settings = resolve(tiny, steps=4, sampler=sampler)

@@ -151,3 +151,20 @@ def test_half_the_channels_are_amplified_by_place() -> None:
     wanted = x.clone()
     wanted[0, :2] = torch.tensor([[0.0, 1.0 * (1 + 0.5 / 4)], [2.0 * (1 + 0.5 / 2), 4.0 * 1.5]])
     torch.testing.assert_close(amplified(x, 1.5), wanted)
+
+
+def test_gradients_flow_through_edits(unet: Any, inputs: tuple[Tensor, ...]) -> None:
+    x, t, context = inputs
+    torch.manual_seed(1)
+    towards, weights = torch.randn_like(x), torch.randn_like(x)
+
+    def loss(x: Tensor) -> Tensor:
+        with identity_attention(unet, rows=slice(1, 2)), freeu(unet, 1.3, 1.4, 0.9, 0.2):
+            return (unet(x, t, context) * weights).sum()
+
+    with torch.enable_grad():
+        x = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(x), x)
+    step = 1e-6
+    slope = (loss(x + step * towards) - loss(x - step * towards)) / (2 * step)
+    torch.testing.assert_close((gradient * towards).sum(), slope, rtol=1e-5, atol=1e-6)

@@ -99,6 +99,18 @@ def test_old_spellings_mean_the_same(txt2img: Run) -> None:
     assert files("grid") == ["grid-00000.png"]
 
 
+def test_churn_is_written_down_and_reproduced(txt2img: Run, capsys: Capture) -> None:
+    churn = ("--s-churn", 3, "--s-tmin", 0.1, "--s-tmax", 9, "--s-noise", 1.5)
+    assert txt2img("--prompt", "a", "--steps", 4, "--sampler", "heun", "--outdir", "plain") == 0
+    assert txt2img("--prompt", "a", "--steps", 4, "--sampler", "heun", *churn) == 0
+    assert pixels("outputs/00000-0.png") != pixels("plain/00000-0.png")
+    with Image.open("outputs/00000-0.png") as image:
+        assert "Sigma churn: 3, Sigma tmin: 0.1, Sigma tmax: 9, Sigma noise: 1.5" in image.text["parameters"]
+    assert txt2img("--reproduce", "outputs/00000-0.png", "--outdir", "again") == 0
+    assert "bit for bit" in capsys.readouterr().out
+    assert pixels("again/00000-0.png") == pixels("outputs/00000-0.png")
+
+
 def test_prompts_from_a_file_or_a_pipe_in_mixed_batches(txt2img: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("p.txt").write_text("\ufeffa red cube\n\n  ein Würfel 🎨\r\na cone\n", encoding="utf-8")
     assert txt2img("--from-file", "p.txt", "--steps", 1, "--n_samples", 2) == 0
@@ -136,6 +148,16 @@ def test_intermediates_show_how_the_picture_came_to_be(txt2img: Run) -> None:
     assert files("outputs/00001-1-steps") == ["0002.png", "0004.png", "0005.png", "sheet.png"]
     assert pixels("outputs/00001-1-steps/0005.png") == pixels("outputs/00001-1.png")  # the last estimate is the picture
     assert pixels("outputs/00001-1-steps/0002.png") != pixels("outputs/00001-1-steps/0004.png")
+
+
+def test_a_sampler_that_skips_noise_levels_fills_the_bar_and_the_sheet(txt2img: Run, capsys: Capture) -> None:
+    assert (
+        txt2img("--prompt", "a", "--steps", 7, "--sampler", "dpm_fast", "--save-intermediates", 3, "--n_iter", 2) == 0
+    )
+    for name in ("00000-0-steps", "00001-1-steps"):  # calls 1 … 3 are a step, 4 and 5, 6, 7
+        assert files(f"outputs/{name}") == ["0003.png", "0006.png", "0007.png", "sheet.png"]
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert "step 7/7" in last and "images 2/2" in last and "█" * 5 in last and "| 00:" in last.replace("█", "")
 
 
 def test_reproduce_is_bit_for_bit(txt2img: Run, img2img: Run, capsys: Capture) -> None:
@@ -310,6 +332,9 @@ def test_a_failure_is_one_sentence_and_status_1(txt2img: Run, monkeypatch: pytes
         (("--prompt", "a", "--eta", "2"), "--eta/--ddim-eta: 2 is out of range; give 0 … 1"),
         (("--prompt", "a", "--seed", "4294967296"), "--seed: 4294967296 is out of range"),
         (("--prompt", "a", "--seed", "4294967295", "--n_iter", "2"), "--seed: 4294967295 and the 1 after it"),
+        (("--prompt", "a", "--plms", "--eta", "1"), "eta is 1, but sampler plms has none; leave it out or take ddim"),
+        (("--prompt", "a", "--s-churn", "5"), "s_churn is 5, but sampler ddim has none; leave it out or take euler"),
+        (("--prompt", "a", "--sampler", "heun", "--s_noise", "-1"), "--s-noise: -1 is out of range"),
         (("--prompt", "a", "--sampler", "eular"), "--sampler: there is no sampler 'eular'; the nearest: euler, "),
         (("--prompt", "a", "--sampler", "?"), "--sampler: there is no sampler '?'; there are ddpm, ddim, plms"),
         (("--prompt", "a", "--sampler", "Euler Karas"), "there is no sampler 'Euler Karas'; the nearest: euler"),

@@ -9,8 +9,13 @@ from ldm.models.diffusion.consistency import lcm, tcd
 from ldm.models.diffusion.ddim import ddim, ddim_invert
 from ldm.models.diffusion.ddpm import ddpm
 from ldm.models.diffusion.denoiser import PARAMETERIZATIONS, Conditioning, Denoiser
+from ldm.models.diffusion.dpm_solver import dpm_adaptive, dpm_fast
 from ldm.models.diffusion.dpmpp_sde import dpmpp_2m_sde, dpmpp_2m_sde_heun, dpmpp_3m_sde, dpmpp_sde
+from ldm.models.diffusion.euler import dpm_2, euler, heun
+from ldm.models.diffusion.exponential import dpmpp_2m, res_multistep, unipc, unipc_bh2
 from ldm.models.diffusion.guidance import guided, masked, switched
+from ldm.models.diffusion.multistep import deis, ipndm, lms, plms
+from ldm.models.diffusion.restart import restart
 from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.models.diffusion.spacing import SPACINGS
 from ldm.models.diffusion.step import Denoise, Noise, Step
@@ -21,15 +26,29 @@ Sampler = Callable[..., Iterator[Step]]
 SAMPLERS: dict[str, tuple[Sampler, str]] = {
     "ddim": (ddim, "uniform"),
     "ddpm": (ddpm, "trailing"),
+    "plms": (plms, "uniform"),
+    "ipndm": (ipndm, "linspace"),
+    "euler": (euler, "linspace"),
     "euler_ancestral": (euler_ancestral, "linspace"),
-    "dpm_2_ancestral": (dpm_2_ancestral, "linspace"),
-    "dpmpp_2s_ancestral": (dpmpp_2s_ancestral, "linspace"),
-    "dpmpp_sde": (dpmpp_sde, "linspace"),
-    "dpmpp_2m_sde": (dpmpp_2m_sde, "linspace"),
-    "dpmpp_2m_sde_heun": (dpmpp_2m_sde_heun, "linspace"),
-    "dpmpp_3m_sde": (dpmpp_3m_sde, "linspace"),
+    "heun": (heun, "linspace"),
+    "dpm_2": (dpm_2, "karras"),
+    "dpm_2_ancestral": (dpm_2_ancestral, "karras"),
+    "lms": (lms, "linspace"),
+    "dpm_fast": (dpm_fast, "linspace"),
+    "dpm_adaptive": (dpm_adaptive, "linspace"),
+    "dpmpp_2s_ancestral": (dpmpp_2s_ancestral, "karras"),
+    "dpmpp_sde": (dpmpp_sde, "karras"),
+    "dpmpp_2m": (dpmpp_2m, "karras"),
+    "dpmpp_2m_sde": (dpmpp_2m_sde, "exponential"),
+    "dpmpp_2m_sde_heun": (dpmpp_2m_sde_heun, "exponential"),
+    "dpmpp_3m_sde": (dpmpp_3m_sde, "exponential"),
+    "unipc": (unipc, "linspace"),
+    "unipc_bh2": (unipc_bh2, "linspace"),
+    "deis": (deis, "linspace"),
     "lcm": (lcm, "trailing"),
     "tcd": (tcd, "trailing"),
+    "restart": (restart, "karras"),
+    "res_multistep": (res_multistep, "linspace"),
 }
 """name → (function, default spacing)"""
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -20,7 +21,10 @@ Noise = Callable[[Tensor, float, float], Tensor]
 
 
 class Step(NamedTuple):
-    """The state after step i: x at noise level sigma, and the estimate x0 that led there."""
+    """The state after step i: x at noise level sigma, and the estimate x0 at the step's start that led there.
+
+    i counts the given sigmas that are behind, and always grows; the last is n - 1, whatever a sampler skips.
+    """
 
     i: int
     sigma: float
@@ -34,6 +38,11 @@ def intervals(sigmas: Tensor) -> list[tuple[float, float]]:
     if not pairs or any(not sigma > sigma_next >= 0 for sigma, sigma_next in pairs):
         raise ValueError(f"sigmas must fall strictly, from above 0 to 0 or above; got {sigmas.tolist()}")
     return pairs
+
+
+def level(sigma: float) -> Tensor:
+    """A noise level as a denoiser takes it."""
+    return torch.tensor(sigma, dtype=torch.float64, device="cpu")
 
 
 def move(x: Tensor, x0: Tensor, sigma: float, sigma_next: float) -> Tensor:
@@ -66,3 +75,22 @@ def ancestral_step(
 def renoise(x: Tensor, sigma: float, sigma_next: float, sigma_up: float, noise: Noise) -> Tensor:
     """x with the interval's noise on it; none is drawn where it would be multiplied by zero."""
     return x + sigma_up * noise(x, sigma, sigma_next) if sigma_up > 0 else x
+
+
+def second_stage(
+    denoise: Denoise, x: Tensor, x0: Tensor, sigma: float, sigma_mid: float, sigma_next: float, weight: float
+) -> Tensor:
+    """x at sigma_next by a Runge-Kutta method of two stages: the direction (x - x0) / sigma where Euler's step reaches
+    sigma_mid counts `weight`, that at the start the rest.
+
+    Both points are on one line, so the two directions differ by (x0 - x0_mid) / sigma_mid; nothing large cancels.
+    """
+    x0_mid = denoise(move(x, x0, sigma, sigma_mid), level(sigma_mid))
+    return move(x, x0, sigma, sigma_next) + weight * (sigma_next - sigma) / sigma_mid * (x0 - x0_mid)
+
+
+def heun_step(denoise: Denoise, x: Tensor, x0: Tensor, sigma: float, sigma_next: float) -> Tensor:
+    """x at sigma_next by the mean of the directions at both ends; at 0, where there is none, Euler's step."""
+    if sigma_next == 0:
+        return move(x, x0, sigma, sigma_next)
+    return second_stage(denoise, x, x0, sigma, sigma_next, sigma_next, 0.5)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ldm.models.diffusion import Conditioning, guided, switched
 from ldm.models.diffusion.guidance import Away, edited
+from ldm.models.diffusion.tiles import tiled
 
 
 class Recorder:
@@ -169,3 +170,11 @@ def test_an_edit_lasts_for_a_call(conds, normal):
     x, sigma = normal("x"), torch.tensor(2.0)
     torch.testing.assert_close(denoise(x, sigma, conds[0]), 0.5 * answer(x, sigma, conds[0]))
     torch.testing.assert_close(denoiser(x, sigma, conds[0]), answer(x, sigma, conds[0]))
+
+
+def test_tiles_are_perturbed_as_the_whole(conds, normal):
+    denoiser, x, sigma = Perturbable(), normal("x"), torch.tensor(2.0)
+    pag = Away(conds[0], 2.5, edit=denoiser.edit)
+    in_tiles = guided(tiled(denoiser, 5, 2), *conds, 3.0, others=[pag])(x, sigma)
+    torch.testing.assert_close(in_tiles, guided(denoiser, *conds, 3.0, others=[pag])(x, sigma))
+    assert [tuple(call[0].shape) for call in denoiser.calls] == 4 * [(6, 4, 5, 5)] + [(6, 4, 8, 8)]

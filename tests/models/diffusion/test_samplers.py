@@ -254,7 +254,7 @@ def test_pure_and_lazy(name, mixture, normal):
     assert torch.equal(sigmas, levels)
 
 
-@pytest.mark.parametrize("name", ["ddim", "ddpm"])
+@pytest.mark.parametrize("name", ["ddim", "ddpm", "euler", "heun", "dpm_2"])  # others remember the steps before
 def test_resuming_from_a_step(name, mixture, normal, last):
     run, x, sigmas = SAMPLERS[name][0], normal("x") * 14, SPACINGS["uniform"](SCHEDULE, 6)
     noise = lambda x, sigma, sigma_next: normal(f"{sigma:.4f}")  # noqa: E731
