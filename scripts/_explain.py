@@ -135,7 +135,7 @@ def _work(
     yield "calls     of the network, for each batch" + ("" if is_known else ", as many as its error tells it to")
     for (rows, length), times in spy.rows.items():
         states = f", {length} states each" if length else ""
-        yield f"  {times:>5} × {rows} row{'s' * (rows > 1)}{states}"
+        yield f"  {times if is_known else '?':>5} × {rows} row{'s' * (rows > 1)}{states}"
     yield "memory    an estimate: weights and tensors, without what libraries need besides"
     for name, size in held.items():
         yield f"  {name:<16}{_size(size)}"

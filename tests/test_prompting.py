@@ -156,6 +156,21 @@ def test_a_sampler_of_second_order_keeps_to_the_interval(tiny: Any) -> None:
             assert float(denoise(x, level)) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("sampler", "expected"),
+    [
+        ("dpm_2", "rr rr bb b"),  # asks in the middle of a step, and in the last but at its beginning
+        ("heun", "rr rb bb b"),  # asks at its end, where the next begins
+        ("dpmpp_2m", "r r b b"),
+    ],
+)
+@torch.no_grad()
+def test_samplers_of_second_order(tiny: Any, sampler: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    red = tiny.condition(["red"]).context
+    calls = heard(tiny, Item("[red:blue:2]"), 4, monkeypatch, sampler=sampler)
+    assert ["r" if torch.allclose(c, red) else "b" for c in calls] == list(expected.replace(" ", ""))
+
+
 @torch.no_grad()
 def test_every_text_is_read_once(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[object] = []
