@@ -33,7 +33,6 @@ class Item:
     seed: int = 0
     variation_seed: int | None = None
     variation_strength: float = 0.0  # how far its noise is turned from that of seed to that of variation_seed, 0 … 1
-
     guidance_scale: float | None = None  # None: that of the settings
 
     @property
@@ -198,7 +197,7 @@ def resolve(
     if eta is not None and not 0 <= eta <= 1:
         raise ValueError(f"eta is {eta}; it can be 0 (nothing random in a step) … 1")
     guidance = Guidance() if guidance is None else guidance
-    guidance.check(model, sampler)
+    guidance.check(model, sampler, churned=bool(s_churn))
     default_scale = CFG_PP_SCALE if guidance.cfg_pp else model.guidance_scale
     scale = guidance.check_scale(default_scale if guidance_scale is None else guidance_scale)
     if strength is not None and not 0 <= strength <= 1:
