@@ -18,9 +18,10 @@ from ldm.checkpoint.load import outline
 from ldm.config import load_plugin
 from ldm.generate import sample
 from ldm.models.chunks import Chunk
+from ldm.models.clip import spelled
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.models.text_encoder import ChunkedTextEncoder, spelled
+from ldm.models.text_encoder import ChunkedTextEncoder
 from ldm.prompt import Clause, parse
 from ldm.request import Item, Settings
 
@@ -41,8 +42,9 @@ def explain(options: argparse.Namespace) -> int:
     batch = items[: options.n_samples]
     lines = [*_prompts(model, items, settings), "", *_levels(model, settings), ""]
     lines += _work(model, batch, settings, DTYPES[precision], precision == "autocast", len(items))
-    if options.refiner is not None:
-        lines.append("refiner   takes its own weights besides, and its share of the calls")
+    for name in ("refiner", "autoguide"):
+        if getattr(options, name, None) is not None:
+            lines.append(f"{name:<9} takes its own weights and calls, which are not counted here")
     print("\n".join(lines))
     return 0
 
