@@ -22,6 +22,7 @@ from _options import (
     WORDLESS,
     Usage,
     make_parser,
+    own_model,
 )
 
 DEFAULTS: dict[str, Any] = {
@@ -30,7 +31,6 @@ DEFAULTS: dict[str, Any] = {
     "seed": 0,
     "n_samples": 1,
     "n_iter": 1,
-    "model": "scenes",
     "device": "auto",
     "outdir": "outputs",
 }
@@ -87,7 +87,7 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
         if extra := sorted(typed - WITH_REPRODUCE):
             raise Usage(f"--reproduce takes everything from the picture; leave out --{extra[0].replace('_', '-')}")
     else:
-        for name, value in (DEFAULTS | OWN_DEFAULTS[command]).items():
+        for name, value in (DEFAULTS | OWN_DEFAULTS[command] | {"model": own_model(command)}).items():
             if getattr(options, name, 0) is None:
                 setattr(options, name, value)
         _check(options)

@@ -36,6 +36,11 @@ OWN_DEFAULTS: dict[str, dict[str, Any]] = {  # what one command alone has, besid
 }
 
 
+def own_model(command: str) -> str:
+    """The shipped model that a command draws with where none is named."""
+    return "scenes-x4" if command == "upscale" else "scenes"
+
+
 class Usage(ValueError):
     """A mistake on the command line; the message is one sentence with the option, the value and the remedy."""
 
@@ -330,7 +335,7 @@ def make_parser(command: str) -> Parser:
     )
     group(
         "model",
-        ("--model --ckpt", str, "NAME|FILE", "a model's name or its file (scenes)"),
+        ("--model --ckpt", str, "NAME|FILE", f"a model's name or its file ({own_model(command)})"),
         ("--config", str, "NAME|YAML", "the architecture, for a file that does not say"),
         *WEIGHTS,
         ("--plugin", str, "FILE", "a Python file to run first, which registers classes that the config names"),
