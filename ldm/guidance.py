@@ -50,11 +50,13 @@ class Guidance:
         ]:
             _check(name, value, -math.inf, math.inf)
 
-    def check(self, model: LatentDiffusion, sampler: str) -> None:
+    def check(self, model: LatentDiffusion, sampler: str, churned: bool = False) -> None:
         """ValueError where the model or the sampler cannot be guided so."""
         if self.cfg_pp and sampler not in CFG_PP_SAMPLERS:
             names = ", ".join(CFG_PP_SAMPLERS)
             raise ValueError(f"CFG++ is another step for {names}, and none for {sampler}; take one of these")
+        if self.cfg_pp and churned:
+            raise ValueError("CFG++ and churn both say where a step begins; leave one of them out")
         if self.pag:
             self_attentions(model.unet, self.pag_layers)
         if self.freeu is not None:

@@ -20,7 +20,6 @@ class Item:
     seed: int = 0
     variation_seed: int | None = None
     variation_strength: float = 0.0  # how far its noise is turned from that of seed to that of variation_seed, 0 … 1
-
     guidance_scale: float | None = None  # None: that of the settings
 
     @property

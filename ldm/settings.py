@@ -105,7 +105,7 @@ def resolve(model: LatentDiffusion, strength: float | None = None, **wishes: Unp
         raise TypeError(f"there is no setting {', '.join(sorted(unknown))}")
     own = _own_levels(model.schedule, wishes)
     sampler, spacing = _chosen(wishes.get("sampler", "ddim"), wishes.get("spacing"))
-    guidance = _guidance(model, sampler, wishes.get("guidance"))
+    guidance = _guidance(model, sampler, wishes)
     if strength is not None and not 0 <= strength <= 1:
         raise ValueError(f"strength is {strength}; it can be 0 (the picture as it is) … 1 (nothing left of it)")
     height, width = _size(model, wishes.get("height"), wishes.get("width"))
@@ -162,9 +162,10 @@ def _eta(sampler: str, eta: float | None) -> float | None:
     return eta
 
 
-def _guidance(model: LatentDiffusion, sampler: str, guidance: Guidance | None) -> Guidance:
+def _guidance(model: LatentDiffusion, sampler: str, wishes: Wishes) -> Guidance:
+    guidance = wishes.get("guidance")
     guidance = Guidance() if guidance is None else guidance
-    guidance.check(model, sampler)
+    guidance.check(model, sampler, churned=bool(wishes.get("s_churn")))
     return guidance
 
 

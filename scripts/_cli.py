@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from _kinds import MAX_SEED
-from _options import ELSEWHERE, OWN_DEFAULTS, PARTS, PICTURES, WORDLESS
+from _options import ELSEWHERE, OWN_DEFAULTS, PARTS, PICTURES, WORDLESS, own_model
 from _parser import Usage, make_parser
 
 DEFAULTS: dict[str, Any] = {
@@ -23,7 +23,6 @@ DEFAULTS: dict[str, Any] = {
     "seed": 0,
     "n_samples": 1,
     "n_iter": 1,
-    "model": "scenes",
     "device": "auto",
     "outdir": "outputs",
 }
@@ -80,7 +79,7 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
         if extra := sorted(typed - WITH_REPRODUCE):
             raise Usage(f"--reproduce takes everything from the picture; leave out --{extra[0].replace('_', '-')}")
     else:
-        for name, value in (DEFAULTS | OWN_DEFAULTS[command]).items():
+        for name, value in (DEFAULTS | OWN_DEFAULTS[command] | {"model": own_model(command)}).items():
             if getattr(options, name, 0) is None:
                 setattr(options, name, value)
         _check(options)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ldm.checkpoint.meta import on_meta
 from ldm.checkpoint.text_keys import to_hugging_face, tower_prefixes
+from ldm.models.clip import END
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.models.text_encoder import END, OpenCLIPTextEncoder
+from ldm.models.text_encoder import OpenCLIPTextEncoder
 from ldm.modules.unet import UNet, per_level
 
 Params = Mapping[str, Any]

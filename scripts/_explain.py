@@ -19,9 +19,10 @@ from ldm.config import load_plugin
 from ldm.generate import sample
 from ldm.items import Item
 from ldm.models.chunks import Chunk
+from ldm.models.clip import spelled
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.models.text_encoder import ChunkedTextEncoder, spelled
+from ldm.models.text_encoder import ChunkedTextEncoder
 from ldm.prompt import Clause, parse
 from ldm.settings import Settings
 
@@ -42,8 +43,9 @@ def explain(options: argparse.Namespace) -> int:
     batch = items[: options.n_samples]
     lines = [*_prompts(model, items, settings), "", *_levels(model, settings), ""]
     lines += _work(model, batch, settings, DTYPES[precision], precision == "autocast", len(items))
-    if options.refiner is not None:
-        lines.append("refiner   takes its own weights besides, and its share of the calls")
+    for name in ("refiner", "autoguide"):
+        if getattr(options, name, None) is not None:
+            lines.append(f"{name:<9} takes its own weights and calls, which are not counted here")
     print("\n".join(lines))
     return 0
 
@@ -136,7 +138,7 @@ def _work(
     yield "calls     of the network, for each batch" + ("" if is_known else ", as many as its error tells it to")
     for (rows, length), times in spy.rows.items():
         states = f", {length} states each" if length else ""
-        yield f"  {times:>5} × {rows} row{'s' * (rows > 1)}{states}"
+        yield f"  {times if is_known else '?':>5} × {rows} row{'s' * (rows > 1)}{states}"
     yield "memory    an estimate: weights and tensors, without what libraries need besides"
     for name, size in held.items():
         yield f"  {name:<16}{_size(size)}"

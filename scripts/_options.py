@@ -32,6 +32,12 @@ OWN_DEFAULTS: dict[str, dict[str, Any]] = {  # what one command alone has, besid
     "sample": {},
 }
 
+
+def own_model(command: str) -> str:
+    """The shipped model that a command draws with where none is named."""
+    return "scenes-x4" if command == "upscale" else "scenes"
+
+
 WORDLESS = ("sample",)  # commands that take no prompt
 WORDS: tuple[Option, ...] = (
     ("--prompt", str, "TEXT", "what to draw"),
@@ -82,7 +88,6 @@ COUNTS: tuple[Option, ...] = (
     ("--n-iter", whole(1, 100_000), "N", "do it all N times, with new seeds (1)"),
 )
 MODEL: tuple[Option, ...] = (
-    ("--model --ckpt", str, "NAME|FILE", "a model's name or its file (scenes)"),
     ("--config", str, "NAME|YAML", "the architecture, for a file that does not say"),
     ("--ema", bool, None, "the averaged UNet or the plain one, where a file has both (plain)"),
     ("--variant", str, "NAME", "of a folder's files, such as fp16 (the plain ones)"),
@@ -115,7 +120,7 @@ def groups(command: str) -> dict[str, tuple[Option, ...]]:
         "how": HOW,
         "guidance (docs/guidance.md)": GUIDANCE,
         "how many": COUNTS,
-        "model": MODEL,
+        "model": (("--model --ckpt", str, "NAME|FILE", f"a model's name or its file ({own_model(command)})"), *MODEL),
         "output": OUTPUT,
     }
 

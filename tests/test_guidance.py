@@ -13,8 +13,9 @@ from torch import Tensor
 import ldm
 from ldm.config import build, load_config
 from ldm.generate import sample
-from ldm.guidance import CFG_PP_SCALE, Guidance
+from ldm.guidance import CFG_PP_SAMPLERS, CFG_PP_SCALE, Guidance
 from ldm.items import Item, make_items, with_scales
+from ldm.models.diffusion import SAMPLERS
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.settings import resolve
@@ -148,7 +149,10 @@ def test_cfg_pp_has_scales_of_its_own(tiny: LatentDiffusion) -> None:
     with pytest.raises(ValueError, match=r"guidance_scale is 7.5; with CFG\+\+ it is 0 … 1"):
         resolve(tiny, guidance=Guidance(cfg_pp=True), guidance_scale=7.5)
     with pytest.raises(ValueError, match=r"CFG\+\+ is another step for ddim, .*, and none for heun"):
-        Guidance(cfg_pp=True).check(tiny, "heun")
+        resolve(tiny, guidance=Guidance(cfg_pp=True), sampler="heun")
+    with pytest.raises(ValueError, match="CFG.. and churn both say where a step begins"):
+        resolve(tiny, guidance=Guidance(cfg_pp=True), sampler="euler", s_churn=1.0)
+    assert set(CFG_PP_SAMPLERS) <= set(SAMPLERS)
     unconditional = draw(tiny, Item("fog", None, 3), guidance_scale=1.0)  # scale 0 draws the negative prompt
     torch.testing.assert_close(draw(tiny, guidance=Guidance(cfg_pp=True), guidance_scale=0.0), unconditional)
 

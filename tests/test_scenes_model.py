@@ -4,6 +4,8 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
+from PIL.Image import Resampling
 
 from ldm.checkpoint.configs import CONFIGS, PACKAGE
 from ldm.checkpoint.load import load, load_part
@@ -11,8 +13,10 @@ from ldm.checkpoint.read import read
 from ldm.config import load_config
 from ldm.data.datasets import as_bytes, as_pixels
 from ldm.data.raycast import render
+from ldm.images import to_images, to_tensor
 from ldm.metrics.evaluate import evaluate, fresh_prompts, psnr
 from ldm.metrics.judge import Judge, accuracy
+from ldm.pipeline import upscale
 
 ASSETS = PACKAGE / "assets"
 
@@ -29,16 +33,34 @@ def judge():
 
 def test_weights_are_small_and_say_where_they_come_from():
     sizes = {path.stem: path.stat().st_size for path in ASSETS.glob("*.safetensors")}
-    assert sizes["scenes"] <= 30e6 and sizes["judge"] <= 3e6
+    assert sizes["scenes"] <= 30e6 and sizes["judge"] <= 3e6 and sizes["scenes-x4"] <= 15e6
     for name in sizes:
         weights = read(ASSETS / f"{name}.safetensors")
         assert {"config", "steps", "seed", "commit"} <= set(weights.metadata)
         assert all(tensor.dtype == torch.float16 for tensor in weights.tensors.values())
 
 
-def test_config_file_is_that_of_the_weights():
-    carried = json.loads(read(ASSETS / "scenes.safetensors").metadata["config"])
-    assert carried == load_config(CONFIGS / "scenes.yaml")
+@pytest.mark.parametrize("name", ["scenes", "scenes-x4"])
+def test_config_file_is_that_of_the_weights(name):
+    carried = json.loads(read(ASSETS / f"{name}.safetensors").metadata["config"])
+    assert carried == load_config(CONFIGS / f"{name}.yaml")
+
+
+def test_enlarged_pictures_are_true_to_the_small_ones_and_sharper_than_interpolation():
+    upscaler, scenes = load("scenes-x4"), fresh_prompts(4, seed=14)[0]
+    for scene in scenes:
+        small = to_images(F.interpolate(as_pixels(as_bytes(render(scene))[None]), size=(32, 32), mode="area"))[0]
+        large = next(upscale(upscaler, "", small, steps=12)).image
+        assert large.size == (128, 128)
+        back = F.interpolate(to_tensor(large), size=(32, 32), mode="area")
+        assert (back - to_tensor(small)).square().mean() < 4e-3  # 30 dB
+        assert sharpness(to_tensor(large)) > 1.1 * sharpness(to_tensor(small.resize((128, 128), Resampling.BICUBIC)))
+
+
+def sharpness(pixels):
+    """Mean of the largest hundredth of the differences between neighbours: the edges."""
+    steps = torch.cat([pixels.diff(dim=2).abs().flatten(), pixels.diff(dim=3).abs().flatten()])
+    return steps.topk(len(steps) // 100).values.mean()
 
 
 def test_judge_is_right_about_renders(judge):

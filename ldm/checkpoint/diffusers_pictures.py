@@ -26,16 +26,15 @@ def to_internal(tensors: Mapping[str, Tensor], model: LatentDiffusion) -> dict[s
 
     What a folder holds of a network that the model has not is left out, as it is of a single file.
     """
-    parts = {
-        part: {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")} for part in PARTS
-    }
-    tower, statistics, depth = (parts[part] for part in PARTS)
+    starts = [f"{part}." for part in PARTS]
+    named = [{k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)} for start in starts]
+    tower, statistics, depth = named
     if not any(name.startswith("tower.") for name in tower):  # of a folder
         tower, statistics = _unclip(tower, statistics, model)
     if any(name.startswith("dpt.") for name in depth):
         depth = {} if model.depth_estimator is None else depth_keys.from_hugging_face(depth, model.depth_estimator)
-    found = dict(zip(PARTS, (tower, statistics, depth), strict=True))
-    return {f"{part}.{name}": tensor for part, named in found.items() for name, tensor in named.items()}
+    found = zip(starts, (tower, statistics, depth), strict=True)
+    return {f"{start}{name}": tensor for start, part in found for name, tensor in part.items()}
 
 
 def _unclip(tower: Tensors, statistics: Tensors, model: LatentDiffusion) -> tuple[Tensors, Tensors]:

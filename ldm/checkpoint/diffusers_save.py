@@ -14,8 +14,9 @@ from ldm.checkpoint import diffusers_pictures, text_keys
 from ldm.checkpoint.diffusers_config import configs, layers, text_encoders
 from ldm.checkpoint.fit import stored
 from ldm.files import atomic_folder
+from ldm.models.clip import END, vocabulary
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.models.text_encoder import END, OpenCLIPTextEncoder, vocabulary
+from ldm.models.text_encoder import OpenCLIPTextEncoder
 
 DIFFUSERS = ("unet", "vae", "image_normalizer")  # whose files that library names; those of transformers are "model"
 SPECIAL = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}  # open_clip's name: Hugging Face's

@@ -21,7 +21,7 @@ from ldm.config import build
 from ldm.files import atomic
 from ldm.models.latent_diffusion import LatentDiffusion
 
-SHIPPED = ("scenes", "judge")  # whose weights are in ldm/assets
+SHIPPED = ("scenes", "scenes-x4", "judge")  # whose weights are in ldm/assets
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from ldm.config import register
-from ldm.models.text_encoder import MAX_CHARACTERS, TextEncoder, TextFeatures
+from ldm.models.text_encoder import TextEncoder, TextFeatures
 from ldm.modules.attention import Attention
+from ldm.prompt import MAX_CHARACTERS
 
 VOCABULARY = Path(__file__).parents[1] / "assets" / "bert-base-uncased.txt"
 MAX_WORD = 100  # characters; a longer word is unknown

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ldm import images
 from ldm.config import register
-from ldm.models.text_encoder import open_clip_file, published_config
+from ldm.models.clip import open_clip_file, published_config
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training pictures
 

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.data.scenes import ATTRIBUTES, SKIES, Scene, Thing
-from ldm.models.text_encoder import END, TextEncoder
+from ldm.models.clip import END
+from ldm.models.text_encoder import TextEncoder
 
 WORD_CHANNELS = 2 + sum(map(len, ATTRIBUTES.values()))  # x, z; attributes
 

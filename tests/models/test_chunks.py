@@ -7,7 +7,8 @@ import torch
 
 from ldm.checkpoint import text_keys
 from ldm.models.chunks import chunked, emphasized
-from ldm.models.text_encoder import END, START, ChunkedTextEncoder, OpenCLIPTextEncoder, TwoTowers, encode
+from ldm.models.clip import END, START, encode
+from ldm.models.text_encoder import ChunkedTextEncoder, OpenCLIPTextEncoder, TwoTowers
 from ldm.prompt import Passage, Span, parse
 
 SMALL = {"width": 16, "heads": 2, "layers": 3}

@@ -51,7 +51,10 @@ def test_it_tells_what_would_be_drawn(txt2img: Run, capsys: Capture, monkeypatch
     assert "4 × 4 rows, 16 states each" in lines and "4 × 4 rows, 32 states each" in lines
 
 
-def test_its_calls_are_those_that_are_made(txt2img: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sampler", ["heun", "dpm_fast"])
+def test_its_calls_are_those_that_are_made(
+    txt2img: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch, sampler: str
+) -> None:
     from ldm.models.diffusion.denoiser import Conditioning, Denoiser
 
     made: list[tuple[int, int]] = []
@@ -62,6 +65,7 @@ def test_its_calls_are_those_that_are_made(txt2img: Run, capsys: Capture, monkey
         return call(self, x, sigma, cond)
 
     job = ("--prompt", "a BREAK b AND [c|d BREAK d] :0.5", "--steps", 3, "--scale", 2, "--n_samples", 2)
+    job += ("--sampler", sampler)
     assert txt2img("--explain", *job) == 0
     out = capsys.readouterr().out
     monkeypatch.setattr(Denoiser, "__call__", spy)
@@ -69,6 +73,11 @@ def test_its_calls_are_those_that_are_made(txt2img: Run, capsys: Capture, monkey
     for rows, length in set(made):
         assert f"{made.count((rows, length)):>5} × {rows} row{'s' * (rows > 1)}, {length} states each" in out
     assert out.count(" states each") == len(set(made))
+
+
+def test_an_adaptive_sampler_makes_as_many_calls_as_it_needs(txt2img: Run, capsys: Capture) -> None:
+    assert txt2img("--explain", "--prompt", "a", "--sampler", "dpm_adaptive") == 0
+    assert "? × 2 rows, 16 states each" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_published_family_by_name(txt2img: Run, capsys: Capture) -> None:

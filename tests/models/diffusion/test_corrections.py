@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldm.models.diffusion import Conditioning, ddim, ddpm, guided
+from ldm.models.diffusion import SAMPLERS, Conditioning, ddim, guided
 from ldm.models.diffusion.corrections import cfg_pp, rescaled, thresholded, within
 from ldm.models.diffusion.guidance import Estimates, Guided
 
@@ -106,13 +106,16 @@ def chung(denoiser, cond, uncond, scale, x, sigmas, eta=0.0, noise=()):
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.6, 1.0, 1.5])
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_cfg_pp_is_the_papers_algorithm(scale, eta, denoiser, conds, normal, last):
+@pytest.mark.parametrize(
+    ("name", "eta"),
+    [("ddim", 0.0), ("ddim", 0.5), ("ddpm", 1.0), ("euler", 0.0), ("euler_ancestral", 1.0), ("euler_ancestral", 0.3)],
+)
+def test_cfg_pp_is_the_papers_algorithm(scale, name, eta, denoiser, conds, normal, last):
     x, noise = 14 * normal("x"), [normal(f"noise.{i}") for i in range(4)]
     draws = iter(noise)
     guide = cfg_pp(guided(denoiser, *conds, scale, keep_uncond=True), SIGMAS, eta)
-    sampler = ddpm if eta == 1 else ddim
-    ours = last(sampler(guide, x, SIGMAS, noise=lambda *_: next(draws), eta=eta))
+    options = {} if name == "euler" else {"eta": eta}
+    ours = last(SAMPLERS[name][0](guide, x, SIGMAS, noise=lambda *_: next(draws), **options))
     torch.testing.assert_close(ours, chung(denoiser, *conds, scale, x, SIGMAS, eta, noise), rtol=1e-9, atol=1e-9)
     assert denoiser.rows[:5] == [4] * 5  # asked once a step
 
