@@ -13,9 +13,10 @@ from ldm.items import Item
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.diffusion.guidance import ConditionalDenoise
 from ldm.models.diffusion.prompted import Parts, Scene, Script, composed, prompted
+from ldm.models.encoders import TextEncoder
 from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.models.text_encoder import ChunkedTextEncoder, TextEncoder
+from ldm.models.text_encoder import ChunkedTextEncoder
 from ldm.prompt import Passage, Span, parse
 
 Said = str | Passage | None  # a text that is read as it stands, what a prompt says in a step, or nothing given

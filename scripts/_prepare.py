@@ -13,8 +13,8 @@ from PIL import Image
 from ldm import hints, images, masks
 from ldm.generate import check_concat
 from ldm.hints import Hints
+from ldm.models.encoders import ClassEmbedder, NoText
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.models.text_encoder import ClassEmbedder, NoText
 from ldm.settings import Settings, Wishes, resolve
 from ldm.sizes import canvas_size, picture_size
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ldm.checkpoint.configs import CONFIGS
 from ldm.checkpoint.meta import on_meta
 from ldm.config import build, load_config
+from ldm.models.encoders import TextEncoder, TextFeatures
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.models.text_encoder import TextEncoder, TextFeatures
 
 
 def normal(name: str, shape: Sequence[int]) -> Tensor:

@@ -20,7 +20,7 @@ RANKS = [  # a file imports from lower ranks, and from its own entry's folder
     ["ldm.png", "ldm.masks"],
     ["ldm.modules"],
     ["ldm.models.diffusion"],
-    ["ldm.models.chunks", "ldm.models.clip"],
+    ["ldm.models.chunks", "ldm.models.clip", "ldm.models.encoders"],
     ["ldm.models.autoencoder", "ldm.models.framing", "ldm.models.text_encoder"],
     ["ldm.models.bert", "ldm.models.depth", "ldm.models.image_encoder"],
     ["ldm.models.latent_diffusion"],

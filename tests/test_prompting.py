@@ -21,8 +21,8 @@ from ldm.items import Item
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.diffusion.guidance import guided
 from ldm.models.diffusion.prompted import Scene, composed, prompted
+from ldm.models.encoders import ClassEmbedder
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.models.text_encoder import ClassEmbedder
 from ldm.prompting import interpolate, tell
 from ldm.settings import resolve
 

@@ -14,8 +14,9 @@ from ldm.checkpoint.read import CheckpointError
 from ldm.config import registered
 from ldm.models.clip import END, START
 from ldm.models.diffusion.schedule import NoiseSchedule
+from ldm.models.encoders import TextEncoder
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.models.text_encoder import OpenCLIPTextEncoder, TextEncoder, TwoTowers
+from ldm.models.text_encoder import OpenCLIPTextEncoder, TwoTowers
 from ldm.modules.unet import per_level
 
 Node = dict[str, Any]

@@ -10,8 +10,9 @@ from torch import Tensor
 from ldm.checkpoint import bert_keys, depth_keys, keys, text_keys
 from ldm.models.bert import BertTextEncoder
 from ldm.models.clip import END
+from ldm.models.encoders import TextEncoder
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.models.text_encoder import OpenCLIPTextEncoder, TextEncoder, TwoTowers
+from ldm.models.text_encoder import OpenCLIPTextEncoder, TwoTowers
 
 PREFIXES = {**keys.PREFIXES, "text_encoder": "cond_stage_model."}
 SDXL_TOWERS = ("conditioner.embedders.0.", "conditioner.embedders.1.")

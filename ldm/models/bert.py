@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.config import register
-from ldm.models.text_encoder import TextEncoder, TextFeatures
+from ldm.models.encoders import TextEncoder, TextFeatures
 from ldm.modules.attention import Attention
 from ldm.prompt import MAX_CHARACTERS
 

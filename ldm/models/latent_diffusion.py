@@ -15,6 +15,7 @@ from ldm.models.autoencoder import Autoencoder, Gaussian
 from ldm.models.depth import DPTDepthEstimator
 from ldm.models.diffusion.denoiser import Conditioning, Denoiser
 from ldm.models.diffusion.schedule import NoiseSchedule
+from ldm.models.encoders import TextEncoder, TextFeatures
 from ldm.models.framing import (
     NEGATIVE_AESTHETIC,
     EmbeddingAugmentation,
@@ -23,7 +24,7 @@ from ldm.models.framing import (
     NoiseAugmentation,
 )
 from ldm.models.image_encoder import OpenCLIPImageEncoder
-from ldm.models.text_encoder import ChunkedTextEncoder, TextEncoder, TextFeatures
+from ldm.models.text_encoder import ChunkedTextEncoder
 from ldm.modules import unet as _unet  # noqa: F401  (registers the networks a config may name)
 from ldm.prompt import Passage, parse
 

@@ -1,4 +1,4 @@
-"""Prompts -> tensors: open_clip's text towers, a class embedder, and no condition at all.
+"""Prompts -> tensors: CLIP's text towers, one or two of them.
 
 open_clip comes through `clip.py`, and only when a tower is built or text is tokenized.
 """
@@ -6,7 +6,7 @@ open_clip comes through `clip.py`, and only when a tower is built or text is tok
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,29 +14,8 @@ from torch import Tensor, nn
 from ldm.config import register
 from ldm.models.chunks import Chunk, chunked, emphasized
 from ldm.models.clip import END, START, encode, open_clip_file, published_tower
+from ldm.models.encoders import TextEncoder, TextFeatures
 from ldm.prompt import MAX_CHARACTERS, Passage
-
-
-class TextFeatures(NamedTuple):
-    """What an encoder makes of tokens: states for cross-attention (or none), and one vector per prompt (or none)."""
-
-    states: Tensor | None  # (B, L, width)
-    pooled: Tensor | None  # (B, projection_dim)
-
-
-class TextEncoder(nn.Module):
-    """The surface all encoders share: `tokenize`, then `forward`."""
-
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Texts -> (B, L) int64 on the CPU."""
-        raise NotImplementedError
-
-    def unseen(self, text: str) -> str:
-        """The end of a text that does not fit into the window, "" if it fits."""
-        return ""
-
-    def forward(self, tokens: Tensor) -> TextFeatures:
-        raise NotImplementedError
 
 
 class ChunkedTextEncoder(TextEncoder):
@@ -224,39 +203,3 @@ class TwoTowers(ChunkedTextEncoder):
         self.check_skip(clip_skip)
         first, second = (tower(tokens[:, i], weights, clip_skip) for i, tower in enumerate((self.first, self.second)))
         return TextFeatures(torch.cat([first.states, second.states], dim=2), second.pooled)
-
-
-@register("ClassEmbedder", "ldm.modules.encoders.modules.ClassEmbedder")
-class ClassEmbedder(TextEncoder):
-    """One learned vector per class, as a context of length 1.
-
-    The prompt is the number of the class; "" is the last class, which is trained as "no class".
-    """
-
-    def __init__(self, num_classes: int, embed_dim: int) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(num_classes, embed_dim)
-
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        last = self.embedding.num_embeddings - 1
-        ids = [last if not text.strip() else int(text) if text.strip().isdecimal() else -1 for text in texts]
-        for text, i in zip(texts, ids, strict=True):
-            if not 0 <= i <= last:
-                raise ValueError(
-                    f"the prompt of a class-conditional model is a class number from 0 to {last}, not {text!r}"
-                )
-        return torch.tensor(ids).view(-1, 1)  # (B, 1)
-
-    def forward(self, tokens: Tensor) -> TextFeatures:
-        return TextFeatures(self.embedding(tokens), None)  # (B, 1, embed_dim)
-
-
-@register("NoText")
-class NoText(TextEncoder):
-    """For unconditional models: every prompt is no condition."""
-
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        return torch.zeros(len(texts), 0, dtype=torch.int64)
-
-    def forward(self, tokens: Tensor) -> TextFeatures:
-        return TextFeatures(None, None)

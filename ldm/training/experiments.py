@@ -26,8 +26,8 @@ from ldm.files import atomic
 from ldm.images import grid, to_images
 from ldm.models.autoencoder import Autoencoder, AutoencoderKL
 from ldm.models.diffusion.denoiser import Conditioning
+from ldm.models.encoders import TextEncoder
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.models.text_encoder import TextEncoder
 from ldm.modules.unet import UNet
 from ldm.pipeline import txt2img
 from ldm.training.grounding import Grounding

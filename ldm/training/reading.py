@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ldm.data.scenes import ATTRIBUTES, SKIES, Scene, Thing
 from ldm.models.clip import END
-from ldm.models.text_encoder import TextEncoder
+from ldm.models.encoders import TextEncoder
 
 WORD_CHANNELS = 2 + sum(map(len, ATTRIBUTES.values()))  # x, z; attributes
 

@@ -21,9 +21,9 @@ from ldm.checkpoint.diffusers_save import to_diffusers
 from ldm.checkpoint.meta import on_meta
 from ldm.checkpoint.read import CheckpointError
 from ldm.config import build, load_config
+from ldm.models.encoders import TextEncoder
 from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.models.text_encoder import TextEncoder
 
 PROMPTS = ["a red cube on a table", ""]
 FRAMING = Framing(72, 96, 64, 80, 4, 8)

@@ -11,7 +11,8 @@ from ldm.checkpoint import text_keys
 from ldm.checkpoint.meta import on_meta
 from ldm.config import ConfigError, build
 from ldm.models.clip import END, START, encode
-from ldm.models.text_encoder import ClassEmbedder, NoText, OpenCLIPTextEncoder, TwoTowers
+from ldm.models.encoders import ClassEmbedder, NoText
+from ldm.models.text_encoder import OpenCLIPTextEncoder, TwoTowers
 
 SMALL = {"width": 32, "heads": 4, "layers": 3, "context_length": 16}
 PROMPTS = ["a red cube", "", "a large shiny red sphere to the left of a small matte blue cube on a sunny day, at noon"]

@@ -93,7 +93,7 @@ def test_encoders_without_syntax(capsys: Capture) -> None:
 
     from _explain import _read
 
-    from ldm.models.text_encoder import NoText
+    from ldm.models.encoders import NoText
 
     (line,) = _read(SimpleNamespace(text_encoder=NoText()), "(a:1.2)", 1, compose=True)
     assert "read as it stands" in line
