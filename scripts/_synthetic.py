@@ -90,8 +90,9 @@ def remember(encoder: TextEncoder) -> None:
     said: dict[bytes, TextFeatures] = {}
     read = encoder.forward
 
-    def forward(tokens: Tensor) -> TextFeatures:
+    def forward(tokens: Tensor, weights: Tensor | None = None, clip_skip: int = 1) -> TextFeatures:
         """Any rows of (B, L) or (B, 2, L) tokens, of which the new ones are read."""
+        assert weights is None and clip_skip == 1, "only plain prompts are remembered"
         names = [row.cpu().numpy().tobytes() for row in tokens]
         new = [i for i, name in enumerate(names) if name not in said]
         if new:
