@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from PIL import Image
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from ldm.models.latent_diffusion import LatentDiffusion
     from ldm.request import Item
@@ -39,7 +39,7 @@ CELL, LABEL, HEADER = 64, 116, 16  # pixels of the grid
 class Drawn:
     sampler: str
     steps: int
-    calls: int  # of the denoiser: with guidance each is two estimates
+    calls: int  # of the network, all that guidance asks in one
     pixels: Tensor  # (B, 3, H, W) in [-1, 1]
     error: float | None = None  # root mean square over a picture, of 255, averaged over the pictures
 
@@ -110,44 +110,46 @@ def draw_all(model: LatentDiffusion, options: argparse.Namespace) -> tuple[list[
     ]
     with tqdm(total=options.converged * 3 // 2 + sum(steps for _, steps in jobs), unit="step") as bar:
         bar.set_postfix_str("the reference")
-        reference = draw(model, items, REFERENCE[0], options.converged, REFERENCE[1]).pixels
+        converged = draw(model, items, REFERENCE[0], options.converged, REFERENCE[1])
+        reference, at_once = converged.pixels, converged.calls // options.converged  # it asks once in each step
         check = draw(model, items, CHECK[0], options.converged // 2, CHECK[1]).pixels
         bar.update(options.converged * 3 // 2)
         drawn = []
         for sampler, steps in jobs:
             bar.set_postfix_str(f"{sampler}, {steps}")
-            measured = sampler in DETERMINISTIC
-            one = draw(model, items if measured else items[:1], sampler, steps, options.spacing)
-            drawn.append(replace(one, error=difference(one.pixels, reference) if measured else None))
+            if sampler in DETERMINISTIC:
+                one = draw(model, items, sampler, steps, options.spacing)
+                one = replace(one, calls=one.calls // at_once, error=difference(one.pixels, reference))
+            else:
+                one = draw(model, items[:1], sampler, steps, options.spacing)
+            drawn.append(one)
             bar.update(steps)
     return drawn, difference(check, reference)
 
 
 def draw(model: LatentDiffusion, items: Sequence[Item], sampler: str, steps: int, spacing: str | None = None) -> Drawn:
-    """The items in one batch, in the model's size and with its guidance."""
+    """The items in one batch, in the model's size and with its guidance. `calls` counts the network's own: prompts of
+    unequal length are asked apart."""
     import torch
 
     from ldm.generate import sample
     from ldm.request import resolve
 
     settings = resolve(model, None, None, steps, sampler, spacing, None, None, None)
-    asked: list[
-        float
-    ] = []  # the timesteps, once where guidance asks twice: no sampler asks again where it has just been
+    calls = 0
 
-    def listen(unet: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        t = float(inputs[1].flatten()[0])
-        if asked[-1:] != [t]:
-            asked.append(t)
+    def count(*_: object) -> None:
+        nonlocal calls
+        calls += 1
 
-    hook = model.unet.register_forward_hook(listen)
+    hook = model.unet.register_forward_hook(count)
     try:
         with torch.inference_mode():
             *_, last = sample(model, items, settings)
             pixels = model.decode(last.x).float().clamp(-1, 1).cpu()
     finally:
         hook.remove()
-    return Drawn(sampler, steps, len(asked), pixels)
+    return Drawn(sampler, steps, calls, pixels)
 
 
 def difference(a: Tensor, b: Tensor) -> float:
