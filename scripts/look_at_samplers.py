@@ -6,16 +6,33 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from PIL import Image
-    from torch import Tensor
+import torch
+from _device import find_device
+from _sampler_figures import (
+    CHECK,
+    DETERMINISTIC,
+    OWN_STEPS,
+    REFERENCE,
+    RESPACED,
+    RESPACED_STEPS,
+    Drawn,
+    difference,
+    figures,
+    plot,
+    respaced,
+    sheet,
+)
+from tqdm import tqdm
 
-    from ldm.models.latent_diffusion import LatentDiffusion
-    from ldm.request import Item
+import ldm
+from ldm.files import atomic
+from ldm.generate import sample
+from ldm.models.diffusion import SAMPLERS
+from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.request import Item, resolve
 
 PAGE = Path(__file__).parents[1] / "docs" / "samplers.md"
 BEGIN, END = "<!-- written by scripts/look_at_samplers.py -->", "<!-- until here -->"
@@ -25,28 +42,9 @@ PROMPTS = (  # picture i has the i-th, and they begin again; the first is in the
     "a big yellow box and a tiny purple ball on a foggy day",
     "a large shiny orange cone at night",
 )
-ADAMS = ("ddim", "euler", "lms", "plms", "ipndm", "deis")
-SOLVERS = ("heun", "dpm_2", "dpm_fast", "dpm_adaptive", "dpmpp_2m", "res_multistep", "unipc", "unipc_bh2")
-DETERMINISTIC = (*ADAMS, *SOLVERS)  # those that come to one picture; all others add noise on the way
-OWN_STEPS = ("dpm_adaptive",)  # takes as many as it needs, so it is drawn once
-REFERENCE = ("unipc", "karras")  # what many steps converge to, and what that is checked with
-CHECK = ("dpmpp_2m", "karras")
-BUDGETS = (4, 6, 8, 12, 20, 30)  # model calls, for the table of the nearest
-CELL, LABEL, HEADER = 64, 116, 16  # pixels of the grid
-
-
-@dataclass(frozen=True)
-class Drawn:
-    sampler: str
-    steps: int
-    calls: int  # of the network, all that guidance asks in one
-    pixels: Tensor  # (B, 3, H, W) in [-1, 1]
-    error: float | None = None  # root mean square over a picture, of 255, averaged over the pictures
 
 
 def main() -> int:
-    from ldm.names import SAMPLERS
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="scenes", help="a shipped model or a file (default: %(default)s)")
     parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS), metavar="NAME", help="(all)")
@@ -71,21 +69,17 @@ def look(options: argparse.Namespace) -> None:
         import matplotlib  # noqa: F401  (before anything is drawn)
     except ImportError:
         raise ValueError("the plot needs matplotlib; run pip install -e '.[train]'") from None
-    from _device import find_device
-
-    import ldm
-    from ldm.files import atomic
-
     page, folder = options.page, options.page.with_suffix("")
     before, after = _around(page)
     model = ldm.load(options.model, device=find_device(options.device))
     drawn, doubt = draw_all(model, options)
+    own = [one for one in drawn if one.spacing == options.spacing]
     folder.mkdir(parents=True, exist_ok=True)
     with atomic(folder / "grid.jpg") as out:
-        sheet(drawn, options.samplers, options.steps).save(out, format="JPEG", quality=88)
+        sheet(own, options.samplers, options.steps).save(out, format="JPEG", quality=88)
     with atomic(folder / "error.png") as out:
-        plot(drawn).savefig(out, format="png", dpi=100)
-    written = figures(drawn, doubt, options, model.guidance_scale)
+        plot(own).savefig(out, format="png", dpi=100)
+    written = figures(own, doubt, options, model.guidance_scale) + respaced(drawn)
     with atomic(page) as out:
         out.write("\n".join([before + BEGIN, "", *written, "", END + after]).encode())
     print(*written, "", page, folder / "grid.jpg", folder / "error.png", sep="\n")
@@ -96,32 +90,27 @@ def draw_all(model: LatentDiffusion, options: argparse.Namespace) -> tuple[list[
 
     Where noise is added there is nothing to measure, and only the first picture is drawn.
     """
-    from dataclasses import replace
-
-    from tqdm import tqdm
-
-    from ldm.request import Item
-
     items = [Item(PROMPTS[i % len(PROMPTS)], seed=options.seed + i) for i in range(options.pictures)]
     jobs = [
-        (sampler, steps)
+        (sampler, steps, options.spacing)
         for sampler in options.samplers
         for steps in (options.steps[-1:] if sampler in OWN_STEPS else options.steps)
     ]
-    with tqdm(total=options.converged * 3 // 2 + sum(steps for _, steps in jobs), unit="step") as bar:
+    jobs += [(name, n, RESPACED) for name, n, own in jobs if own is None and _is_respaced(name) and n in RESPACED_STEPS]
+    with tqdm(total=options.converged * 3 // 2 + sum(steps for _, steps, _ in jobs), unit="step") as bar:
         bar.set_postfix_str("the reference")
         converged = draw(model, items, REFERENCE[0], options.converged, REFERENCE[1])
         reference, at_once = converged.pixels, converged.calls // options.converged  # it asks once in each step
         check = draw(model, items, CHECK[0], options.converged // 2, CHECK[1]).pixels
         bar.update(options.converged * 3 // 2)
         drawn = []
-        for sampler, steps in jobs:
+        for sampler, steps, spacing in jobs:
             bar.set_postfix_str(f"{sampler}, {steps}")
             if sampler in DETERMINISTIC:
-                one = draw(model, items, sampler, steps, options.spacing)
+                one = draw(model, items, sampler, steps, spacing)
                 one = replace(one, calls=one.calls // at_once, error=difference(one.pixels, reference))
             else:
-                one = draw(model, items[:1], sampler, steps, options.spacing)
+                one = draw(model, items[:1], sampler, steps, spacing)
             drawn.append(one)
             bar.update(steps)
     return drawn, difference(check, reference)
@@ -130,11 +119,6 @@ def draw_all(model: LatentDiffusion, options: argparse.Namespace) -> tuple[list[
 def draw(model: LatentDiffusion, items: Sequence[Item], sampler: str, steps: int, spacing: str | None = None) -> Drawn:
     """The items in one batch, in the model's size and with its guidance. `calls` counts the network's own: prompts of
     unequal length are asked apart."""
-    import torch
-
-    from ldm.generate import sample
-    from ldm.request import resolve
-
     settings = resolve(model, None, None, steps, sampler, spacing, None, None, None)
     calls = 0
 
@@ -149,94 +133,12 @@ def draw(model: LatentDiffusion, items: Sequence[Item], sampler: str, steps: int
             pixels = model.decode(last.x).float().clamp(-1, 1).cpu()
     finally:
         hook.remove()
-    return Drawn(sampler, steps, calls, pixels)
+    return Drawn(sampler, steps, calls, pixels, spacing)
 
 
-def difference(a: Tensor, b: Tensor) -> float:
-    """Root mean square over each picture, of 255 levels, averaged over the pictures. a, b: (B, 3, H, W) in [-1, 1]."""
-    return 127.5 * float((a - b).square().mean((1, 2, 3)).sqrt().mean())
-
-
-def sheet(drawn: Sequence[Drawn], samplers: Sequence[str], steps: Sequence[int]) -> Image.Image:
-    """First pictures, scaled down: a row for each sampler, the deterministic ones on the left."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    from ldm.images import to_images
-
-    sides = [[name for name in samplers if (name in DETERMINISTIC) == kind] for kind in (True, False)]
-    sides = [side for side in sides if side]
-    gap, pitch, font = 2, CELL + 2, ImageFont.load_default(size=11)
-    width = LABEL + len(steps) * pitch + gap
-    out = Image.new("RGB", (len(sides) * width, HEADER + max(map(len, sides)) * pitch), (255, 255, 255))
-    pen = ImageDraw.Draw(out)
-    for left, side in zip(range(0, out.width, width), sides, strict=True):
-        pen.text((left + LABEL - 8, 1), "steps", font=font, fill=(110, 110, 110), anchor="ra")
-        for column, n in enumerate(steps):
-            middle = left + LABEL + column * pitch + CELL // 2
-            pen.text((middle, 1), str(n), font=font, fill=(40, 40, 40), anchor="ma")
-        for row, name in enumerate(side):
-            top, own = HEADER + row * pitch, [one for one in drawn if one.sampler == name]
-            pen.text((left + 4, top + CELL // 2), name, font=font, fill=(40, 40, 40), anchor="lm")
-            for column, one in enumerate(own):
-                picture = to_images(one.pixels[:1])[0].resize((CELL, CELL), Image.Resampling.LANCZOS)
-                out.paste(picture, (left + LABEL + column * pitch, top))
-            if name in OWN_STEPS:
-                told = f"as many steps as it needs: {own[0].calls} calls"
-                beside = (left + LABEL + pitch + 6, top + CELL // 2)
-                pen.text(beside, told, font=font, fill=(110, 110, 110), anchor="lm")
-    return out
-
-
-def plot(drawn: Sequence[Drawn]):  # noqa: ANN201  (matplotlib's Figure, which need not be there)
-    """Error against model calls, on two axes that share their scales; ddim, for comparison, on both."""
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    figure = Figure(figsize=(10, 4.6), layout="constrained")
-    for axes, family in zip(figure.subplots(1, 2, sharex=True, sharey=True), (ADAMS, SOLVERS), strict=True):
-        for name in dict.fromkeys(("ddim", *family)):
-            own = [(one.calls, one.error) for one in drawn if one.sampler == name]
-            style = {"color": "0.6", "linestyle": "--"} if name == "ddim" else {}
-            if own:
-                marker = "*" if name in OWN_STEPS else "o"
-                axes.plot(*zip(*own, strict=True), marker=marker, markersize=4, linewidth=1.3, label=name, **style)
-        axes.set(xlabel="model calls", xscale="log", yscale="log", xticks=BUDGETS)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter(NullFormatter())
-        axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(fontsize=8)
-    figure.axes[0].set_ylabel("difference to the converged picture, of 255")
-    return figure
-
-
-def figures(drawn: Sequence[Drawn], doubt: float, options: argparse.Namespace, scale: float) -> list[str]:
-    """The lines of markdown between the markers."""
-    measured = [one for one in drawn if one.error is not None]
-    lines = [
-        f"{options.pictures} pictures of `{Path(options.model).name}`, seeds from {options.seed} on, guidance scale "
-        f"{scale:g}, {f'spacing {options.spacing}' if options.spacing else 'each sampler at its default spacing'}; "
-        f"the converged picture is {REFERENCE[0]}'s after {options.converged} steps of {REFERENCE[1]}. That of "
-        f"{CHECK[0]} after {options.converged // 2} is {doubt:.2f} from it.",
-        "",
-        "| steps | " + " | ".join(map(str, options.steps)) + " |",
-        "| --- |" + " ---: |" * len(options.steps),
-    ]
-    for name in dict.fromkeys(one.sampler for one in measured):
-        cells = [_cell(one) for one in measured if one.sampler == name]
-        lines.append(f"| {name} | " + " | ".join([""] * (len(options.steps) - len(cells)) + cells) + " |")
-    lines += ["", "| with at most … calls | nearest |", "| ---: | --- |"]
-    for budget in BUDGETS:
-        affordable = sorted((one.error, one.sampler) for one in measured if one.calls <= budget)
-        best = list(dict.fromkeys(name for _, name in affordable))[:4]
-        lines += [f"| {budget} | {', '.join(best)} |"] if best else []
-    return lines
-
-
-def _cell(one: Drawn) -> str:
-    return f"{one.error:.2f}" + (f" ({one.calls} calls)" if one.calls != one.steps else "")
+def _is_respaced(sampler: str) -> bool:
+    """Whether its own levels are others, and it goes where the spacing says."""
+    return sampler in DETERMINISTIC and sampler not in ("dpm_fast", *OWN_STEPS) and SAMPLERS[sampler][1] != RESPACED
 
 
 def _around(page: Path) -> tuple[str, str]:

@@ -9,7 +9,8 @@ from pathlib import Path
 import look_at_samplers
 import pytest
 import torch
-from look_at_samplers import BEGIN, DETERMINISTIC, END, PAGE
+from _sampler_figures import DETERMINISTIC, LABEL, difference
+from look_at_samplers import BEGIN, END, PAGE
 from PIL import Image
 
 from ldm.models.diffusion import SAMPLERS
@@ -30,6 +31,13 @@ def row(text: str, name: str) -> list[str]:
     return [cell.strip() for cell in line.split("|")]
 
 
+def test_another_spacing_is_compared(look, tmp_path):
+    assert look("--samplers", "unipc", "dpm_2", "dpm_fast", "--steps", 8, "--converged", 8) == 0
+    text, _, compared = (tmp_path / "page.md").read_text().partition("What karras makes")
+    assert row(compared, "unipc") == [row(text, "unipc")[0], "0.00"] != ["0.00", "0.00"]
+    assert len(re.findall(r"^\| [du]", compared, re.M)) == 1  # the others are at karras, or where they like
+
+
 def test_errors_calls_and_pictures(look, tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
@@ -43,7 +51,7 @@ def test_errors_calls_and_pictures(look, tmp_path):
     assert row(text, "4") == ["unipc, heun"]  # heun's 3 calls, and the 4 that leave nothing to be better
     assert "| euler_ancestral |" not in text  # which comes to no picture, and is only shown
     with Image.open(tmp_path / "page" / "grid.jpg") as grid:
-        shown = [grid.crop((x, y, x + 64, y + 64)).tobytes() for x in (116, 182) for y in (16, 82)]
+        shown = [grid.crop((x, y, x + 64, y + 64)).tobytes() for x in (LABEL, LABEL + 66) for y in (16, 82)]
     assert len(set(shown)) == 4
     with Image.open(tmp_path / "page" / "error.png") as plotted:
         assert min(low for low, _ in plotted.convert("RGB").getextrema()) < 50  # something is on it
@@ -63,7 +71,7 @@ def test_a_page_that_is_not_there_and_one_without_a_place(look, tmp_path, capsys
 def test_difference_is_averaged_over_pictures():
     a = torch.zeros(2, 3, 4, 4)
     b = torch.stack([torch.full((3, 4, 4), 0.2), torch.full((3, 4, 4), -0.4)])
-    assert look_at_samplers.difference(a, b) == pytest.approx(127.5 * 0.3)
+    assert difference(a, b) == pytest.approx(127.5 * 0.3)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
