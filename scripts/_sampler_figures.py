@@ -66,15 +66,16 @@ def sheet(drawn: Sequence[Drawn], samplers: Sequence[str], steps: Sequence[int])
 
 
 def plot(drawn: Sequence[Drawn]) -> Any:
-    """matplotlib's Figure: error against model calls, on two axes that share their scales; ddim, for comparison, on both."""
+    """matplotlib's Figure: error against model calls, on two axes with the same scales; ddim, to compare, on both."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter
 
     figure = Figure(figsize=(10, 4.6), layout="constrained")
     for axes, family in zip(figure.subplots(1, 2, sharex=True, sharey=True), (ADAMS, SOLVERS), strict=True):
+        colors = iter(("C0", "C1", "C2", "C3", "C4", "C5", "C6", "C8"))  # C7 is the gray of ddim
         for name in dict.fromkeys(("ddim", *family)):
             own = [(one.calls, one.error) for one in drawn if one.sampler == name]
-            style = {"color": "0.6", "linestyle": "--"} if name == "ddim" else {}
+            style = {"color": "C7", "linestyle": "--"} if name == "ddim" else {"color": next(colors)}
             if own:
                 marker = "*" if name in OWN_STEPS else "o"
                 axes.plot(*zip(*own, strict=True), marker=marker, markersize=4, linewidth=1.3, label=name, **style)
