@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import _installed  # noqa: F401
 from _kinds import MAX_SEED
 from _options import ELSEWHERE, OWN_DEFAULTS, PARTS, PICTURES, WORDLESS, own_model
 from _parser import Usage, make_parser

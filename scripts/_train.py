@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+import _installed  # noqa: F401
+
 
 def main(description: str, recipe: str, outdir: str) -> int:
     """Train by a recipe into a folder; 0 when done, 2 for a mistake in the options or the recipe."""

@@ -18,6 +18,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import _installed  # noqa: F401
+
 Row = dict[str, Any]
 
 

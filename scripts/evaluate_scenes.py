@@ -7,6 +7,8 @@ import json
 import sys
 from pathlib import Path
 
+import _installed  # noqa: F401
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)

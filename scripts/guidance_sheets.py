@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import _installed  # noqa: F401
+
 if TYPE_CHECKING:
     from PIL import Image
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import _installed  # noqa: F401
 import torch
 from _device import find_device
 from _sampler_figures import (

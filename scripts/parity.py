@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import _installed  # noqa: F401
 import torch
 from _diffusers import Theirs, pipeline, states, towers_of, unet_of, vae_of
 from _synthetic import filled, normal, remember, skeleton
