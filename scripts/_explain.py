@@ -63,7 +63,9 @@ def _prompts(model: LatentDiffusion, items: Sequence[Item], settings: Settings) 
             yield from _read(model, text, settings.sampled_steps, compose=name == "prompt")
     if len(told) > PROMPTS:
         yield f"… and {len(told) - PROMPTS} more"
-    if settings.guidance_scale == 1 and not any("AND" in text for _, text in told if text):
+    scales = {settings.guidance_scale if item.guidance_scale is None else item.guidance_scale for item in items}
+    is_led = scales != {1} or settings.guidance.cfg_pp
+    if not is_led and not any("AND" in text for _, text in told if text):
         yield "          (at guidance scale 1 the negative prompt plays no part)"
 
 
@@ -135,7 +137,8 @@ def _work(
     channels, height, width = shape
     yield f"sizes     {count} × {settings.width}x{settings.height} pixels, {len(batch)} at once"
     yield f"          latent {channels} × {height} × {width}" + _context(spy.rows)
-    yield "calls     of the network, for each batch" + ("" if is_known else ", as many as its error tells it to")
+    which = "" if len(batch) == count else ", for the first batch"  # others may have other prompts and scales
+    yield f"calls     of the network{which}" + ("" if is_known else ", as many as its error tells it to")
     for (rows, length), times in spy.rows.items():
         states = f", {length} states each" if length else ""
         yield f"  {times if is_known else '?':>5} × {rows} row{'s' * (rows > 1)}{states}"

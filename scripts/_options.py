@@ -17,7 +17,7 @@ FLAGS = {  # the original scripts' own words for a sampler, with the noise level
     "--dpm-solver": "dpmpp_2m sgm_uniform",
     "--dpm": "dpmpp_2m sgm_uniform",
 }
-ELSEWHERE = {"--mask": "inpaint", "--depth": "depth2img"}  # options people may give to another command than theirs
+ELSEWHERE = {"--mask": "inpaint", "--depth": "depth2img", "--explain": "txt2img"}  # what people may give to others
 PICTURES = ("init_img", "mask", "depth")  # options that name pictures to draw from
 OPTION_NAMES = {"height": "H", "width": "W", "guidance_scale": "scale"}  # settings whose option has another name
 REFINE_AT = 0.8

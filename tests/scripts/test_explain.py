@@ -106,6 +106,26 @@ def test_mistakes(txt2img: Run, capsys: Capture) -> None:
     assert "clip_skip is 2; for this text tower it can be 1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["img2img", "inpaint", "upscale"])
+def test_commands_that_have_none_say_which_has_it(command: str) -> None:
+    from _cli import parse
+
+    with pytest.raises(ValueError, match=f"^--explain: scripts/txt2img.py takes it; this is scripts/{command}.py$"):
+        parse(command, ["--explain", "--init-img", "a.png", "--prompt", "a"])
+
+
+def test_scales_that_differ(txt2img: Run, capsys: Capture) -> None:
+    """The negative prompt plays no part only if no picture has another scale, and the calls are those of one batch."""
+    job = ("--explain", "--prompt", "a", "--neg", "b", "--steps", 3)
+    for scale, is_idle, calls in [("1,2", False, "for the first batch 3 × 1 row,"), ("1,1", True, "3 × 1 row,")]:
+        assert txt2img(*job, "--n-iter", 2, "--scale", scale) == 0
+        out = " ".join(capsys.readouterr().out.split())
+        assert ("plays no part" in out) == is_idle and calls in out
+    assert txt2img(*job, "--scale", 1, "--cfg-pp") == 0  # which renoises with the estimate for the negative prompt
+    out = " ".join(capsys.readouterr().out.split())
+    assert "plays no part" not in out and "for the first batch" not in out and "3 × 2 rows," in out
+
+
 def test_peak_is_the_largest_sum_alive() -> None:
     from _memory import Peak
 
