@@ -1,4 +1,4 @@
-"""The command line of txt2img and img2img: every check that needs neither torch nor a model, and the exit status.
+"""The command line of all that draws: every check that needs neither torch nor a model, and the exit status.
 
 `main` returns the exit status: 0, 1 for a failure, 2 for a mistake of the user, 130 when stopped.
 """
@@ -42,7 +42,7 @@ NEEDED = {
 
 
 def main(command: str, argv: Sequence[str] | None = None) -> int:
-    """Run `txt2img` or `img2img` with argv (by default the process's own) and say how it went."""
+    """Run `txt2img`, `img2img`, … with argv (by default the process's own) and say how it went."""
     argv = sys.argv[1:] if argv is None else list(argv)
     try:
         options = parse(command, argv)

@@ -77,7 +77,11 @@ def several(count: int | None, low: float, high: float, example: str) -> Callabl
 
 
 def names(text: str) -> tuple[str, ...]:
-    return tuple(word.strip() for word in text.split(","))
+    """At least one, and none empty: "mid_block," would name all there is besides."""
+    words = tuple(word.strip() for word in text.split(","))
+    if not all(words):
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty name; write names apart by commas, such as mid_block")
+    return words
 
 
 def numbers(text: str) -> list[str]:

@@ -173,7 +173,7 @@ def take_over(options: argparse.Namespace) -> dict[str, Any]:
             setattr(options, name, getattr(options, name, None) or pictures.get(name, {}).get("file"))
         threads, _ = int(request["threads"]), (items[request["index"]], model["sha256"])
         began_from = {name: str(picture["sha256"]) for name, picture in pictures.items()}
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         what = f"{type(error).__name__}: {error}"
         raise ValueError(f"--reproduce {options.reproduce}: its request is not one of ours ({what})") from error
     for name, file in picture_files(options).items():

@@ -90,7 +90,8 @@ def test_pictures_made_before_there_was_guidance(txt2img: Run, capsys: Capture) 
     assert txt2img(*DRAW) == 0
     with Image.open("outputs/00000-0.png") as image:
         request = json.loads(image.text["ldm"])
-        for change, name in ((lambda g: None, "old"), (lambda g: {**g, "pag": "much"}, "garbled")):
+        changes = ((lambda g: None, "old"), (lambda g: {**g, "pag": "much"}, "garbled"), (lambda g: [g], "listed"))
+        for change, name in changes:
             settings = {**request["settings"], "guidance": change(request["settings"]["guidance"])}
             batch = [{k: v for k, v in one.items() if k != "guidance_scale"} for one in request["batch"]]
             if settings["guidance"] is None:
@@ -101,12 +102,15 @@ def test_pictures_made_before_there_was_guidance(txt2img: Run, capsys: Capture) 
     assert txt2img("--reproduce", "old.png") == 0
     assert txt2img("--reproduce", "garbled.png") == 2
     assert "garbled.png: its request is not one of ours (ValueError" in capsys.readouterr().err
+    assert txt2img("--reproduce", "listed.png") == 2
+    assert "listed.png: its request is not one of ours (AttributeError" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         (("--scale", "3,x"), "--scale: 'x' is not a number"),
+        (("--pag", 3, "--pag-layers", "mid_block,"), "--pag-layers: 'mid_block,' has an empty name"),
         (("--scale", "3,5,7"), "--scale: 3 scales for 1 pictures; --n-iter or --n-samples draws more"),
         (("--guidance-rescale", 2), "--guidance-rescale: 2 is out of range; give 0 … 1"),
         (("--dynamic-threshold", 99.5), "--dynamic-threshold: 99.5 is out of range; give 0 … 1"),
