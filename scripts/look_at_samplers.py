@@ -30,9 +30,10 @@ from tqdm import tqdm
 import ldm
 from ldm.files import atomic
 from ldm.generate import sample
+from ldm.items import Item
 from ldm.models.diffusion import SAMPLERS
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.request import Item, resolve
+from ldm.settings import resolve
 
 PAGE = Path(__file__).parents[1] / "docs" / "samplers.md"
 BEGIN, END = "<!-- written by scripts/look_at_samplers.py -->", "<!-- until here -->"
@@ -119,7 +120,7 @@ def draw_all(model: LatentDiffusion, options: argparse.Namespace) -> tuple[list[
 def draw(model: LatentDiffusion, items: Sequence[Item], sampler: str, steps: int, spacing: str | None = None) -> Drawn:
     """The items in one batch, in the model's size and with its guidance. `calls` counts the network's own: prompts of
     unequal length are asked apart."""
-    settings = resolve(model, None, None, steps, sampler, spacing, None, None, None)
+    settings = resolve(model, steps=steps, sampler=sampler, spacing=spacing)
     calls = 0
 
     def count(*_: object) -> None:
