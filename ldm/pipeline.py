@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypedDict, Unpack, cast
@@ -158,7 +159,10 @@ def _picture(picture: Picture) -> Image.Image:
 def _settings(
     model: LatentDiffusion, options: Options, like: Image.Image | None = None, strength: float | None = None
 ) -> Settings:
-    """Checked; the size follows the picture `like`, where there is one."""
+    """Checked; the size follows the picture `like`, where there is one. TypeError for an option that is none."""
+    for name in options.keys() - Options.__optional_keys__:
+        near = difflib.get_close_matches(name, Options.__optional_keys__, 1)
+        raise TypeError(f"there is no option {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     wishes = cast(Wishes, {name: value for name, value in options.items() if name in Wishes.__optional_keys__})
     if like is not None:
         given = options.get("height"), options.get("width")

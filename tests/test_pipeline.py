@@ -323,3 +323,8 @@ def test_prompts_are_cleaned_once_at_entry() -> None:
     assert [item.prompt for item in make_items(odd, odd, 0)] == ["a b ? 🎨"]
     with pytest.raises(ValueError, match="empty"):
         make_items([], "", 0)
+
+
+def test_a_misspelled_option_is_no_option(tiny: Any) -> None:
+    with pytest.raises(TypeError, match="no option 'setps'; did you mean 'steps'"):
+        ldm.txt2img(tiny, "a", setps=3)
