@@ -30,6 +30,9 @@ def draw(options: argparse.Namespace) -> int:
     original = None if options.reproduce is None else take_over(options)
     folder = Folder(options.outdir)
     pictures = read_pictures(options)
+    guidance = make_guidance(options)  # what is wrong with it is said before a model is loaded
+    for scale in options.scale or ():
+        guidance.check_scale(scale)
     device, precision = choose_device(options)
 
     if options.plugin is not None:

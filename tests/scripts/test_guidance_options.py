@@ -128,3 +128,12 @@ def test_mistakes_get_one_sentence(txt2img: Run, capsys: Capture, options: tuple
     assert txt2img("--prompt", "a", *options) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and words in err and err.count("\n") == 1, err
+
+
+@pytest.mark.parametrize("options", [("--guidance-interval", "5,3"), ("--cfg-pp", "--scale", "0.6,7.5", "--n-iter", 2)])
+def test_guidance_is_checked_before_a_model_is_loaded(
+    txt2img: Run, capsys: Capture, options: tuple[object, ...]
+) -> None:
+    assert txt2img("--prompt", "a", "--model", "nonesuch", *options) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "guidance" in err and "nonesuch" not in err
