@@ -270,6 +270,17 @@ def test_float32_in_float32_out(name, mixture, normal, error, last):
     assert error(single.double(), last(sampler(name)(mixture, x, sigmas, noise=Noise(normal)))) < 1e-4
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_denoiser_hears_levels_as_float64_on_the_cpu_whatever_the_list_is(name, mixture, normal):
+    heard = []
+    denoise = lambda x, sigma: heard.append(sigma) or mixture(x, sigma)  # noqa: E731
+    sigmas = torch.tensor([14.0, 3.0, 0.5, 0.0], dtype=torch.float32)
+    list(sampler(name)(denoise, normal("x") * 14, sigmas, noise=Noise(normal)))
+    if name == "ddim":
+        list(ddim_invert(denoise, normal("x"), sigmas))
+    assert {(sigma.dtype, sigma.device.type, sigma.shape) for sigma in heard} == {(torch.float64, "cpu", ())}
+
+
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "dpm_adaptive"])  # not through its step lengths
 def test_gradients_agree_with_finite_differences(name, mixture, normal, last):
     sigmas = SPACINGS["trailing"](SCHEDULE, 5)
