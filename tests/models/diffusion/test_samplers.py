@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ldm.models import diffusion
 from ldm.models.diffusion import (
     SAMPLERS,
     SPACINGS,
@@ -176,6 +177,7 @@ def test_the_table(name):
     function, spacing = SAMPLERS[name]
     parameters = inspect.signature(function).parameters
     assert spacing in SPACINGS
+    assert name in diffusion.__all__ and getattr(diffusion, name) is function
     assert list(parameters)[:4] == ["denoise", "x", "sigmas", "noise"]
     options = list(parameters.values())[3:]
     assert all(option.kind == inspect.Parameter.KEYWORD_ONLY for option in options)
