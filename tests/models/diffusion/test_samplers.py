@@ -306,7 +306,9 @@ def test_no_digits_are_lost_at_zero_snr(mixture, normal, error, last):
     assert error(exact, limit) < 1e-4
 
 
-@pytest.mark.parametrize("values", [[1.0], [0.0], [1.0, 1.0, 0.0], [1.0, 2.0], [1.0, -1.0], [math.nan, 0.0], [math.inf, 1.0]])
+@pytest.mark.parametrize(
+    "values", [[1.0], [0.0], [1.0, 1.0, 0.0], [1.0, 2.0], [1.0, -1.0], [math.nan, 0.0], [math.inf, 1.0]]
+)
 def test_sigmas_must_fall(values):
     with pytest.raises(ValueError, match="sigmas must fall strictly"):
         intervals(torch.tensor(values))
