@@ -80,7 +80,8 @@ def with_scales(items: Sequence[Item], scales: Sequence[float], guidance: Guidan
     """Item i with guidance scale i of `scales`, which begin again where they end. ValueError for one left over."""
     if not 0 < len(scales) <= len(items):
         raise ValueError(f"{len(scales)} guidance scales for {len(items)} pictures; draw as many pictures, or more")
-    checked = [(guidance or Guidance()).check_scale(scale) for scale in scales]
+    guidance = Guidance() if guidance is None else guidance
+    checked = [guidance.check_scale(scale) for scale in scales]
     return [replace(item, guidance_scale=checked[i % len(checked)]) for i, item in enumerate(items)]
 
 

@@ -192,8 +192,6 @@ def _churn(sampler: str, name: str, value: float | None) -> float | None:
 def _chosen(sampler: str, spacing: str | None) -> tuple[str, str]:
     """Both by their names here; the spacing is the given one, else that of the sampler's name, else the sampler's."""
     name, named = (sampler, None) if sampler in SAMPLERS else find_sampler(sampler)
-    if name not in SAMPLERS:
-        raise ValueError(f"there is no sampler {sampler!r}; there are {', '.join(SAMPLERS)}")
     given = spacing if spacing is None or spacing in SPACINGS else find_spacing(spacing)
     return name, next(one for one in (given, named, SAMPLERS[name][1]) if one is not None)
 

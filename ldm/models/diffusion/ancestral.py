@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from torch import Tensor
 
 from ldm.models.diffusion.ddim import ddim
-from ldm.models.diffusion.step import Denoise, Noise, Step, ancestral_step, intervals, move, split
+from ldm.models.diffusion.step import Denoise, Noise, Step, ancestral_step, intervals, level, move, split
 
 
 def euler_ancestral(
@@ -55,11 +55,11 @@ def _midpoint(
     x - sigma * (x_middle - x0_middle) / middle = x0 + sigma / middle * (x0_middle - x0), where no large numbers cancel.
     """
     for i, (sigma, sigma_next) in enumerate(intervals(sigmas)):
-        x0 = towards = denoise(x, sigmas[i])
+        x0 = towards = denoise(x, level(sigma))
         sigma_down, _ = split(sigma, sigma_next, eta)
         if sigma_down > 0:
             middle = math.sqrt(sigma * sigma_down)
-            x0_middle = denoise(move(x, x0, sigma, middle), sigmas.new_tensor(middle))
+            x0_middle = denoise(move(x, x0, sigma, middle), level(middle))
             towards = x0 + weight(sigma, middle) * (x0_middle - x0)
         x = ancestral_step(x, towards, sigma, sigma_next, eta, noise, s_noise)
         yield Step(i, sigma_next, x, x0)

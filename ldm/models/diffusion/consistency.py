@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm.models.diffusion.schedule import NoiseSchedule
-from ldm.models.diffusion.step import Denoise, Noise, Step, intervals, move, renoise
+from ldm.models.diffusion.step import Denoise, Noise, Step, intervals, level, move, renoise
 
 
 def lcm(
@@ -23,11 +23,11 @@ def lcm(
     x0 is the consistency function, whose boundary condition makes it x at t = 0 (section 4.1, with the published
     models' sigma_data 1/2 and t counted tenfold).
     """
-    schedule = schedule or NoiseSchedule()
+    schedule = NoiseSchedule() if schedule is None else schedule
     for i, (sigma, sigma_next) in enumerate(intervals(sigmas)):
         t = 10 * _timestep(schedule, sigma)
         c_skip, c_out = 0.25 / (t**2 + 0.25), t / math.sqrt(t**2 + 0.25)
-        x0 = c_out * denoise(x, sigmas[i]) + c_skip / math.sqrt(1 + sigma**2) * x
+        x0 = c_out * denoise(x, level(sigma)) + c_skip / math.sqrt(1 + sigma**2) * x
         x = renoise(x0, sigma, sigma_next, sigma_next, noise)
         yield Step(i, sigma_next, x, x0)
 
@@ -46,9 +46,9 @@ def tcd(
     Go down to timestep (1 - eta) * t_next, rounded down, and add noise up to t_next. eta is the paper's gamma: 0 is
     DDIM, and 1 goes down to the first training level each time.
     """
-    schedule = schedule or NoiseSchedule()
+    schedule = NoiseSchedule() if schedule is None else schedule
     for i, (sigma, sigma_next) in enumerate(intervals(sigmas)):
-        x0 = denoise(x, sigmas[i])
+        x0 = denoise(x, level(sigma))
         t = math.floor((1 - eta) * _timestep(schedule, sigma_next) + 1e-6)  # whatever the last bits of a sigma say
         sigma_down = min(sigma_next, float(schedule.sigmas[t])) if eta > 0 else sigma_next
         sigma_up = math.sqrt(sigma_next**2 - sigma_down**2)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from ldm.models.diffusion.step import Denoise, Noise, Step, ancestral_step, intervals
+from ldm.models.diffusion.step import Denoise, Noise, Step, ancestral_step, intervals, level
 
 
 def ddim(
@@ -18,7 +18,7 @@ def ddim(
     ancestral Euler sampler: the same numbers. x: (B, C, h, w) at noise level sigmas[0]; s_noise scales all noise.
     """
     for i, (sigma, sigma_next) in enumerate(intervals(sigmas)):
-        x0 = denoise(x, sigmas[i])
+        x0 = denoise(x, level(sigma))
         x = ancestral_step(x, x0, sigma, sigma_next, eta, noise, s_noise)
         yield Step(i, sigma_next, x, x0)
 
@@ -31,7 +31,7 @@ def ddim_invert(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
     at the next level.
     """
     for i, (sigma_next, sigma) in enumerate(reversed(intervals(sigmas))):
-        level = sigmas[-1 - i] if sigma > 0 else sigmas[-2 - i]
-        x0 = denoise(x, level)
-        x = x + (sigma_next - sigma) / float(level) * (x - x0)
+        asked = sigma if sigma > 0 else sigma_next
+        x0 = denoise(x, level(asked))
+        x = x + (sigma_next - sigma) / asked * (x - x0)
         yield Step(i, sigma_next, x, x0)

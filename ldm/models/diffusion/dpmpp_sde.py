@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from ldm.models.diffusion.step import Denoise, Noise, Step, ancestral_step, intervals, move, renoise
+from ldm.models.diffusion.step import Denoise, Noise, Step, ancestral_step, intervals, level, move, renoise
 
 
 def dpmpp_sde(
@@ -25,11 +25,11 @@ def dpmpp_sde(
     Two calls of denoise and two draws a step, of noise over half the interval and over all of it; to 0 one call.
     """
     for i, (sigma, sigma_next) in enumerate(intervals(sigmas)):
-        x0 = towards = denoise(x, sigmas[i])
+        x0 = towards = denoise(x, level(sigma))
         if sigma_next > 0:
             middle = math.sqrt(sigma * sigma_next)
             x_middle = ancestral_step(x, x0, sigma, middle, eta, noise, s_noise)
-            towards = denoise(x_middle, sigmas.new_tensor(middle))
+            towards = denoise(x_middle, level(middle))
         x = ancestral_step(x, towards, sigma, sigma_next, eta, noise, s_noise)
         yield Step(i, sigma_next, x, x0)
 
@@ -75,7 +75,7 @@ def _multistep(
     """Steps towards mean(last, h, H), the mean of an extrapolated x0 over the interval, weighted as the SDE does."""
     last: Last = []
     for i, (sigma, sigma_next) in enumerate(intervals(sigmas)):
-        x0 = denoise(x, sigmas[i])
+        x0 = denoise(x, level(sigma))
         last = [(-math.log(sigma), x0), *last[:2]]
         if sigma_next == 0:
             x = x0

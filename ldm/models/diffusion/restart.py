@@ -23,9 +23,10 @@ def restart(
 ) -> Iterator[Step]:
     """Heun's method, which at restart_min goes back: `restarts` times noise up to restart_max and the way down again.
 
-    The ends are the given sigmas nearest to these (in log sigma), and the way down is over the given sigmas between
-    them: all this happens inside one step, which has two calls of denoise more for each, `restarts` times. The noise
-    contracts what errors have gathered. With too few sigmas to have any between, it is Heun's method.
+    The ends are those of the given sigmas, but for the last, that are nearest to these (in log sigma), and the way down
+    is over the given sigmas between them: all this happens inside one step, which has two calls of denoise more for
+    each, `restarts` times. The noise contracts what errors have gathered. With too few sigmas to have any between, it
+    is Heun's method.
 
     Climb k asks for the noise of an interval of its own, the k-th above restart_min, so that no two climbs are alike.
     """

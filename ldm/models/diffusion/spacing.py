@@ -73,7 +73,8 @@ def simple(schedule: NoiseSchedule, n: int) -> Tensor:
 def quad(schedule: NoiseSchedule, n: int) -> Tensor:
     """t = 1 + 0.8 T (i / (n - 1))^2 (rounded down): the original DDIM's `quad`, dense where there is little noise.
 
-    Below 802 (of 1000) steps it begins at t = 801; with more there are not that many timesteps, and it begins higher.
+    2 … 802 steps (of 1000) begin at t = 801; with more there are not that many timesteps, and it begins higher. One
+    step begins at t = 1, as that of `uniform` does: far too low to draw from noise, and what the original does.
     """
     total = _checked(schedule, n)
     last = max(n - 1, 1)

@@ -6,6 +6,7 @@ x / sqrt(1 + sigma^2), and their alphas_cumprod is 1 / (1 + sigma^2).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
@@ -35,8 +36,8 @@ class Step(NamedTuple):
 def intervals(sigmas: Tensor) -> list[tuple[float, float]]:
     """(sigma, sigma_next) of each step as plain numbers: float64 arithmetic on any device, and no synchronisation."""
     pairs = list(pairwise(sigmas.tolist()))
-    if not pairs or any(not sigma > sigma_next >= 0 for sigma, sigma_next in pairs):
-        raise ValueError(f"sigmas must fall strictly, from above 0 to 0 or above; got {sigmas.tolist()}")
+    if not pairs or any(not math.inf > sigma > sigma_next >= 0 for sigma, sigma_next in pairs):
+        raise ValueError(f"sigmas must fall strictly, from a number above 0 to 0 or above; got {sigmas.tolist()}")
     return pairs
 
 

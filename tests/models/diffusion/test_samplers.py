@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ldm.models import diffusion
 from ldm.models.diffusion import (
     SAMPLERS,
     SPACINGS,
@@ -176,6 +177,7 @@ def test_the_table(name):
     function, spacing = SAMPLERS[name]
     parameters = inspect.signature(function).parameters
     assert spacing in SPACINGS
+    assert name in diffusion.__all__ and getattr(diffusion, name) is function
     assert list(parameters)[:4] == ["denoise", "x", "sigmas", "noise"]
     options = list(parameters.values())[3:]
     assert all(option.kind == inspect.Parameter.KEYWORD_ONLY for option in options)
@@ -270,6 +272,17 @@ def test_float32_in_float32_out(name, mixture, normal, error, last):
     assert error(single.double(), last(sampler(name)(mixture, x, sigmas, noise=Noise(normal)))) < 1e-4
 
 
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_denoiser_hears_levels_as_float64_on_the_cpu_whatever_the_list_is(name, mixture, normal):
+    heard = []
+    denoise = lambda x, sigma: heard.append(sigma) or mixture(x, sigma)  # noqa: E731
+    sigmas = torch.tensor([14.0, 3.0, 0.5, 0.0], dtype=torch.float32)
+    list(sampler(name)(denoise, normal("x") * 14, sigmas, noise=Noise(normal)))
+    if name == "ddim":
+        list(ddim_invert(denoise, normal("x"), sigmas))
+    assert {(sigma.dtype, sigma.device.type, sigma.shape) for sigma in heard} == {(torch.float64, "cpu", ())}
+
+
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "dpm_adaptive"])  # not through its step lengths
 def test_gradients_agree_with_finite_differences(name, mixture, normal, last):
     sigmas = SPACINGS["trailing"](SCHEDULE, 5)
@@ -293,7 +306,9 @@ def test_no_digits_are_lost_at_zero_snr(mixture, normal, error, last):
     assert error(exact, limit) < 1e-4
 
 
-@pytest.mark.parametrize("values", [[1.0], [0.0], [1.0, 1.0, 0.0], [1.0, 2.0], [1.0, -1.0], [math.nan, 0.0]])
+@pytest.mark.parametrize(
+    "values", [[1.0], [0.0], [1.0, 1.0, 0.0], [1.0, 2.0], [1.0, -1.0], [math.nan, 0.0], [math.inf, 1.0]]
+)
 def test_sigmas_must_fall(values):
     with pytest.raises(ValueError, match="sigmas must fall strictly"):
         intervals(torch.tensor(values))

@@ -157,6 +157,8 @@ def test_quad_is_the_originals_but_for_its_repeated_timesteps(n, golden):
 
 
 def test_quad_begins_higher_where_there_are_too_few_timesteps():
+    assert timesteps("quad", 1) == timesteps("uniform", 1) == [1]
+    assert timesteps("quad", 2)[0] == timesteps("quad", 800)[0] == 801
     assert timesteps("quad", 802) == list(reversed(range(802)))
     assert timesteps("quad", 900) == list(reversed(range(900)))
 
