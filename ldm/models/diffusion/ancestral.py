@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from torch import Tensor
 
 from ldm.models.diffusion.ddim import ddim
-from ldm.models.diffusion.step import Denoise, Noise, Step, ancestral_step, intervals, level, move, split
+from ldm.models.diffusion.step import PURE_NOISE, Denoise, Noise, Step, ancestral_step, intervals, level, move, split
 
 
 def euler_ancestral(
@@ -57,7 +57,7 @@ def _midpoint(
     for i, (sigma, sigma_next) in enumerate(intervals(sigmas)):
         x0 = towards = denoise(x, level(sigma))
         sigma_down, _ = split(sigma, sigma_next, eta)
-        if sigma_down > 0:
+        if sigma_down > 0 and sigma <= PURE_NOISE:
             middle = math.sqrt(sigma * sigma_down)
             x0_middle = denoise(move(x, x0, sigma, middle), level(middle))
             towards = x0 + weight(sigma, middle) * (x0_middle - x0)

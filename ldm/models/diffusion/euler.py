@@ -71,8 +71,6 @@ def dpm_2(
     """
 
     def one_step(x: Tensor, x0: Tensor, sigma: float, sigma_next: float) -> Tensor:
-        if sigma_next == 0:
-            return move(x, x0, sigma, sigma_next)
         return second_stage(denoise, x, x0, sigma, math.sqrt(sigma * sigma_next), sigma_next, 1.0)
 
     return _walk(denoise, x, sigmas, noise, (s_churn, s_tmin, s_tmax, s_noise), one_step)

@@ -20,6 +20,9 @@ Denoise = Callable[[Tensor, Tensor], Tensor]
 Noise = Callable[[Tensor, float, float], Tensor]
 """(x, sigma, sigma_next) → standard-normal noise like x, for that interval."""
 
+PURE_NOISE = 2.0**14
+"""A sigma above this one, such as the last of a zero-terminal-SNR schedule, stands for infinity: x holds no signal."""
+
 
 class Step(NamedTuple):
     """The state after step i: x at noise level sigma, and the estimate x0 at the step's start that led there.
@@ -85,13 +88,15 @@ def second_stage(
     sigma_mid counts `weight`, that at the start the rest.
 
     Both points are on one line, so the two directions differ by (x0 - x0_mid) / sigma_mid; nothing large cancels.
+    Euler's step, with no second call, to 0 and from PURE_NOISE, where a small difference of the two estimates would be
+    multiplied by sigma / sigma_mid and land far outside of the data.
     """
+    if sigma_next == 0 or sigma > PURE_NOISE:
+        return move(x, x0, sigma, sigma_next)
     x0_mid = denoise(move(x, x0, sigma, sigma_mid), level(sigma_mid))
     return move(x, x0, sigma, sigma_next) + weight * (sigma_next - sigma) / sigma_mid * (x0 - x0_mid)
 
 
 def heun_step(denoise: Denoise, x: Tensor, x0: Tensor, sigma: float, sigma_next: float) -> Tensor:
     """x at sigma_next by the mean of the directions at both ends; at 0, where there is none, Euler's step."""
-    if sigma_next == 0:
-        return move(x, x0, sigma, sigma_next)
     return second_stage(denoise, x, x0, sigma, sigma_next, sigma_next, 0.5)

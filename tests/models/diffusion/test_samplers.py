@@ -306,6 +306,14 @@ def test_no_digits_are_lost_at_zero_snr(mixture, normal, error, last):
     assert error(exact, limit) < 1e-4
 
 
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in ("lcm", "tcd")])  # these take few steps
+def test_few_steps_from_zero_snr_end_among_the_data(name, mixture, normal, last):
+    sigmas = SPACINGS["trailing"](NoiseSchedule(zero_terminal_snr=True), 10)
+    options = {"schedule": SCHEDULE} if "schedule" in inspect.signature(sampler(name)).parameters else {}
+    drawn = last(sampler(name)(mixture, normal("x") * sigmas[0], sigmas, noise=Noise(normal), **options))
+    assert 0.6 < drawn.std() < 1.6  # of the data: 1.1 to 1.2
+
+
 @pytest.mark.parametrize(
     "values", [[1.0], [0.0], [1.0, 1.0, 0.0], [1.0, 2.0], [1.0, -1.0], [math.nan, 0.0], [math.inf, 1.0]]
 )
