@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
+    torch.set_num_threads(1)
 
 GOLDEN = Path(__file__).parent / "golden"
 Layout = dict[str, list[int]]
