@@ -25,7 +25,7 @@ def dpm_2_ancestral(
 ) -> Iterator[Step]:
     """DPM-Solver-2 (Lu et al. 2022, arXiv:2206.00927, algorithm 1): along the slope (x - x0) / sigma of the middle.
 
-    Second order at eta 0; two calls of denoise a step, one for the step to 0.
+    Second order at eta 0; two calls of denoise a step, one in a step to 0 or from PURE_NOISE.
     """
     return _midpoint(denoise, x, sigmas, noise, eta, s_noise, weight=lambda sigma, middle: sigma / middle)
 
@@ -35,7 +35,7 @@ def dpmpp_2s_ancestral(
 ) -> Iterator[Step]:
     """DPM-Solver++(2S) (Lu et al. 2022, arXiv:2211.01095, algorithm 1): towards the estimate of the middle.
 
-    Second order at eta 0; two calls of denoise a step, one for the step to 0.
+    Second order at eta 0; two calls of denoise a step, one in a step to 0 or from PURE_NOISE.
     """
     return _midpoint(denoise, x, sigmas, noise, eta, s_noise, weight=lambda sigma, middle: 1.0)
 

@@ -46,7 +46,10 @@ def heun(
     s_tmax: float = math.inf,
     s_noise: float = 1.0,
 ) -> Iterator[Step]:
-    """Second order, the mean of the directions at both ends: two calls of denoise a step, one in a step to 0."""
+    """Second order, the mean of the directions at both ends.
+
+    Two calls of denoise a step, one in a step to 0 or from `step.PURE_NOISE`.
+    """
 
     def one_step(x: Tensor, x0: Tensor, sigma: float, sigma_next: float) -> Tensor:
         return heun_step(denoise, x, x0, sigma, sigma_next)
@@ -67,7 +70,7 @@ def dpm_2(
 ) -> Iterator[Step]:
     """Second order, the direction half-way in log sigma: DPM-Solver-2 (Lu et al. 2022, arXiv:2206.00927, algorithm 1).
 
-    Two calls of denoise a step, one in a step to 0.
+    Two calls of denoise a step, one in a step to 0 or from `step.PURE_NOISE`.
     """
 
     def one_step(x: Tensor, x0: Tensor, sigma: float, sigma_next: float) -> Tensor:
