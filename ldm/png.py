@@ -82,20 +82,22 @@ class Folder:
             why = error.strerror
             raise ValueError(f"{path}: pictures cannot be written there ({why}); choose another folder") from error
 
-    def save(self, image: Image.Image, name: str = "{index:05}", info: PngInfo | None = None) -> Path:
+    def save(
+        self, image: Image.Image, name: str = "{index:05}", info: PngInfo | None = None, first: int | None = None
+    ) -> Path:
         """Writes the picture under `name`, formatted with the first free index, plus ".png"; returns its path.
 
-        What stands before "{index:05}" in `name` is a prefix with a count of its own.
+        What stands before "{index:05}" in `name` is a prefix with a count of its own. first: the index to try first, by
+        default the next one of the folder.
         """
         prefix = name.partition("{")[0]
-        with self._claimed(prefix) as index:
+        with self._claimed(prefix, self.next(prefix) if first is None else first) as index:
             path = self.path / f"{name.format(index=index)}.png"
             write_png(image, path, info)
         return path
 
     @contextmanager
-    def _claimed(self, prefix: str) -> Iterator[int]:
-        index = self._last(prefix) + 1
+    def _claimed(self, prefix: str, index: int) -> Iterator[int]:
         while True:
             claim = self.path / f".{prefix}{index:05}.claim"
             try:
@@ -111,10 +113,11 @@ class Folder:
                 claim.unlink(missing_ok=True)
             index += 1
 
-    def _last(self, prefix: str) -> int:
+    def next(self, prefix: str = "") -> int:
+        """The index after the largest of the names with this prefix."""
         pattern = re.compile(re.escape(prefix) + r"(\d{5,})[-.]")
         found = (pattern.match(entry) for entry in os.listdir(self.path))
-        return max((int(match[1]) for match in found if match), default=-1)
+        return max((int(match[1]) for match in found if match), default=-1) + 1
 
 
 def write_png(image: Image.Image, path: Path, info: PngInfo | None = None) -> None:

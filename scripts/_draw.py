@@ -10,10 +10,13 @@ from typing import Any
 
 import torch
 from _device import find_device
+from _fit import fit, loading_place, take_places
 from _guidance import make_guidance
+from _memory import free_memory
 from _options import REFINE_AT
 from _output import Bar, Interrupts, Output
 from _prepare import prepare, read_pictures
+from _ranks import Ranks
 from _record import DTYPES, check_weights, compare, source, take_over
 
 from ldm.checkpoint.load import load
@@ -26,9 +29,15 @@ from ldm.refiner import Refiner, check_latents
 
 
 def draw(options: argparse.Namespace) -> int:
-    """Draw what `options` (from `_cli.parse`) ask for. Returns the exit status."""
+    """Draw what `options` (from `_cli.parse`) ask for, or a share of it. Returns the exit status."""
+    with Ranks() as ranks:
+        return _draw(ranks.shared(options), ranks)
+
+
+def _draw(options: argparse.Namespace, ranks: Ranks) -> int:
     original = None if options.reproduce is None else take_over(options)
     folder = Folder(options.outdir)
+    first = None if ranks.count == 1 else ranks.shared(folder.next())
     pictures = read_pictures(options)
     guidance = make_guidance(options)  # what is wrong with it is said before a model is loaded
     for scale in options.scale or ():
@@ -38,19 +47,27 @@ def draw(options: argparse.Namespace) -> int:
     if options.plugin is not None:
         load_plugin(options.plugin)
     dtype = DTYPES[precision]
-    model = _load(options, device, dtype)
-    refiner = _load_refiner(options, model, device, dtype)
+    free = free_memory(device)
+    place = loading_place(options, device, free)
+    model = _load(options, place, dtype)
+    refiner = _load_refiner(options, model, place, dtype)
     autoguide = _load_autoguide(options, model, device, dtype)
     _check_model(options, model)
+    items = make_items(options)
+    choice = ranks.shared(fit(options, model, items, pictures, device, free))
+    take_places(choice, options, device, [model] if refiner is None else [model, refiner.model])
     settings, hints = prepare(options, model, pictures)
     made_by = source(options, model, device, precision)
     if original is not None:
         check_weights(options, original, made_by)
 
-    items = make_items(options)
     _tell_what_is_cut(model, items)
-    output = Output(options, folder, model, made_by, only=None if original is None else original["index"])
-    with Interrupts() as interrupts, Bar(settings, items, options.n_samples) as bar, _autocast(device, precision):
+    size, total = choice.batch_size, len(items)
+    places, items = ranks.places(total, size), ranks.own(items, size)
+    only = None if original is None else original["index"]
+    output = Output(options, folder, model, made_by, only, ranks, places, first, beside=device != "cpu")
+    bar = Bar(settings, items, size, hidden=ranks.rank > 0)
+    with Interrupts() as interrupts, bar, _autocast(device, precision):
 
         def on_step(progress: Progress) -> None:
             output.step(progress)
@@ -61,7 +78,7 @@ def draw(options: argparse.Namespace) -> int:
             items,
             settings,
             hints,
-            batch_size=options.n_samples,
+            batch_size=size,
             on_step=on_step,
             refiner=refiner,
             autoguide=autoguide,
@@ -73,9 +90,10 @@ def draw(options: argparse.Namespace) -> int:
                 break
     output.finish()
     if interrupts.asked:
-        print(f"stopped after {bar.pictures} of {len(items)} pictures", file=sys.stderr)
+        if ranks.rank == 0:
+            print(f"stopped after {output.pictures} of {total} pictures", file=sys.stderr)
         return 130
-    return 0 if options.reproduce is None else compare(options.reproduce, output.paths[0])
+    return 0 if options.reproduce is None or ranks.rank > 0 else compare(options.reproduce, output.paths[0])
 
 
 def _load(options: argparse.Namespace, device: str, dtype: torch.dtype) -> LatentDiffusion:

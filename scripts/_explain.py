@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from _draw import choose_device, make_items
-from _memory import Peak, weight_bytes, without_scores
+from _fit import choose
+from _memory import Peak, free_memory, weight_bytes, without_scores
 from _prepare import prepare
 from _record import DTYPES
 from torch import Tensor
@@ -40,9 +41,13 @@ def explain(options: argparse.Namespace) -> int:
     )
     settings, _ = prepare(options, model, {})
     items = make_items(options)
-    batch = items[: options.n_samples]
+    for part in (model.unet, model.text_encoder):
+        part.to(DTYPES[precision])
+    choice = choose(options, model, items, {}, device, free_memory(device))
+    batch = items[: choice.batch_size]
     lines = [*_prompts(model, items, settings), "", *_levels(model, settings), ""]
     lines += _work(model, batch, settings, DTYPES[precision], precision == "autocast", len(items))
+    lines += choice.described()
     for name in ("refiner", "autoguide"):
         if getattr(options, name, None) is not None:
             lines.append(f"{name:<9} takes its own weights and calls, which are not counted here")

@@ -5,7 +5,23 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from _kinds import MAX_SIDE, falling, named, names, number, numbers, one_of, pair, seed, several, side, sides, whole
+from _kinds import (
+    MAX_SIDE,
+    bare,
+    count_or_auto,
+    falling,
+    named,
+    names,
+    number,
+    numbers,
+    one_of,
+    pair,
+    seed,
+    several,
+    side,
+    sides,
+    whole,
+)
 
 from ldm.names import SAMPLERS, SPACINGS, find_sampler, find_spacing
 
@@ -86,7 +102,13 @@ GUIDANCE: tuple[Option, ...] = (
 COUNTS: tuple[Option, ...] = (
     ("--n-samples", whole(1, 10_000), "N", "drawn together: N of the prompt, or N prompts of --from-file (1)"),
     ("--n-iter", whole(1, 100_000), "N", "do it all N times, with new seeds (1)"),
+    ("--batch-size", count_or_auto, "N", "drawn together; auto: as many as fit into the memory (--n-samples)"),
 )
+MEMORY: tuple[Option, ...] = (
+    ("--exact-tiles", True, None, "tiles that give the whole's picture, in several times the time"),
+    ("--offload", bool, None, "parts of the model take turns on the GPU (where they do not all fit)"),
+)
+TILED = ("--tile", bare(whole(0, MAX_SIDE), 512), "PX", "autoencoder in tiles, 512 if bare; 0: whole (where it fits)")
 MODEL: tuple[Option, ...] = (
     ("--config", str, "NAME|YAML", "the architecture, for a file that does not say"),
     ("--ema", bool, None, "the averaged UNet or the plain one, where a file has both (plain)"),
@@ -120,6 +142,7 @@ def groups(command: str) -> dict[str, tuple[Option, ...]]:
         "how": HOW,
         "guidance (docs/guidance.md)": GUIDANCE,
         "how many": COUNTS,
+        "memory": MEMORY if command == "upscale" else (TILED, *MEMORY),  # an upscaler has tiles of its own
         "model": (("--model --ckpt", str, "NAME|FILE", f"a model's name or its file ({own_model(command)})"), *MODEL),
         "output": OUTPUT,
     }

@@ -6,11 +6,15 @@ import argparse
 import math
 import signal
 import sys
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from operator import itemgetter
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from _ranks import Ranks
 from _record import describe
 from PIL import Image
 from tqdm import tqdm
@@ -35,8 +39,19 @@ class Output:
         model: LatentDiffusion,
         made_by: dict[str, Any],
         only: int | None,
+        ranks: Ranks | None = None,
+        places: Sequence[int] | None = None,
+        first: int | None = None,
+        beside: bool = False,
     ) -> None:
-        """`only`: the place in the batch of the one picture to keep, for --reproduce."""
+        """`only`: the place in the batch of the one picture to keep, for --reproduce.
+
+        ranks: who share the job; `places` in it are those of this process's pictures, and `first` the index of the
+        job's first picture. beside: save while the next pictures are drawn, which needs another device than the CPU.
+        """
+        self._soon = Soon(beside)
+        self.ranks, self._places, self._first = Ranks() if ranks is None else ranks, places, first
+        self._drawn = self.pictures = 0  # by this process, and by all of whom it knows
         self.options, self.folder, self.model, self.made_by, self.only = options, folder, model, made_by, only
         self.paths: list[Path] = []
         self.grids: list[Path] = []
@@ -57,21 +72,32 @@ class Output:
 
     def picture(self, result: Result) -> None:
         """Save a finished picture, and how it came to be."""
+        number, self._drawn = self._drawn, self._drawn + 1
+        self.pictures += 1
         if self.only not in (None, result.index):
             return
+        index = None if self._first is None or self._places is None else self._first + self._places[number]
+        frames = self._frames[result.index] if self.options.save_intermediates and self._frames else []
+        self._soon(self._save, result, index, frames)
+
+    def _save(self, result: Result, index: int | None, frames: Sequence[tuple[str, Image.Image]]) -> None:
         if not self.options.skip_save:
-            path = self.folder.save(result.image, f"{{index:05}}-{result.seed}", describe(result, self.made_by))
+            info = describe(result, self.made_by)
+            path = self.folder.save(result.image, f"{{index:05}}-{result.seed}", info, index)
             self.paths.append(path)
-            if self.options.save_intermediates and self._frames:
-                self._save_frames(path.with_name(f"{path.stem}-steps"), self._frames[result.index], result)
+            if frames:
+                self._save_frames(path.with_name(f"{path.stem}-steps"), frames, result)
         if not self.options.skip_grid:
             self._for_grid.append(result)
-            if len(self._for_grid) == GRID_LIMIT:
+            if len(self._for_grid) == GRID_LIMIT and self.ranks.count == 1:
                 self._save_grid()
 
     def finish(self) -> None:
-        """Save the grid, and say where everything is."""
-        if len(self._for_grid) > 1:
+        """Save the grid, and say where everything is; of several processes the first does when all are done."""
+        self._soon.wait()
+        if self.ranks.count > 1 and not self._collect():
+            return
+        while len(self._for_grid) > 1:
             self._save_grid()
         for one, many, paths in (
             ("picture", "pictures", self.paths),
@@ -83,12 +109,25 @@ class Output:
         if not self.paths and not self.grids:
             print("nothing was saved")
 
+    def _collect(self) -> bool:
+        """What all processes have drawn, in the job's order; whether this is the one that has it."""
+        assert self._places is not None
+        places = self._places[: self._drawn]
+        own = (places, self.paths, self.sheets, self._for_grid)
+        found = self.ranks.gathered([list(zip(places, each, strict=False)) for each in own])
+        if self.ranks.rank != 0:
+            return False
+        together = [sorted(sum(each, []), key=itemgetter(0)) for each in zip(*found, strict=True)]
+        done, self.paths, self.sheets, self._for_grid = ([one for _, one in each] for each in together)
+        self.pictures = len(done)
+        return True
+
     def _save_grid(self) -> None:
         columns = self.options.n_rows or (self.options.n_samples if self.options.n_samples > 1 else None)
-        info = describe(self._for_grid[0], self.made_by, shows="grid")
-        grid = images.grid([result.image for result in self._for_grid], columns)
+        shown, self._for_grid = self._for_grid[:GRID_LIMIT], self._for_grid[GRID_LIMIT:]
+        info = describe(shown[0], self.made_by, shows="grid")
+        grid = images.grid([result.image for result in shown], columns)
         self.grids.append(self.folder.save(grid, "grid-{index:05}", info))
-        self._for_grid = []
 
     def _save_frames(self, folder: Path, frames: Sequence[tuple[str, Image.Image]], result: Result) -> None:
         folder.mkdir()  # the index in its name is ours alone
@@ -100,16 +139,41 @@ class Output:
         self.sheets.append(folder / "sheet.png")
 
 
+class Soon:
+    """Makes calls at once, or `beside` what goes on: one after the other, in a thread.
+
+    An error of one is raised by a later call or by `wait`. What waits when the program ends is done first.
+    """
+
+    MOST = 16  # that wait, each with its picture in memory
+
+    def __init__(self, beside: bool) -> None:
+        self._thread = ThreadPoolExecutor(1) if beside else None
+        self._waiting: deque[Future[None]] = deque()
+
+    def __call__(self, function: Callable[..., None], *arguments: object) -> None:
+        if self._thread is None:
+            return function(*arguments)
+        while self._waiting and (self._waiting[0].done() or len(self._waiting) == self.MOST):
+            self._waiting.popleft().result()
+        self._waiting.append(self._thread.submit(function, *arguments))
+
+    def wait(self) -> None:
+        while self._waiting:
+            self._waiting.popleft().result()
+
+
 class Bar:
     """`step 12/30 |████      | 0:05 left, images 1/4`: over all steps of all batches, on stderr."""
 
-    def __init__(self, settings: Settings, items: Sequence[Item], batch_size: int) -> None:
+    def __init__(self, settings: Settings, items: Sequence[Item], batch_size: int, hidden: bool = False) -> None:
         self.pictures, self._total, self._done = 0, len(items), 0
         self._bar = tqdm(
             total=settings.sampled_steps * math.ceil(len(items) / batch_size),
             desc=f"step 0/{settings.sampled_steps}",
             bar_format="{desc} |{bar}| {elapsed} gone, {remaining} left{postfix}",
             dynamic_ncols=True,
+            disable=hidden,
         )
         self._bar.set_postfix_str(f"images 0/{self._total}")
 

@@ -62,6 +62,8 @@ def source(options: argparse.Namespace, model: LatentDiffusion, device: str, pre
         "precision": precision,
         "dtype": str(DTYPES[precision]).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "tile": 0 if options.command == "upscale" else options.tile or 0,
+        "exact_tiles": bool(options.exact_tiles),
         "pictures": {name: {"file": file, "sha256": sha256(file)} for name, file in picture_files(options).items()},
         "own": {name: getattr(options, name) for name in OWN_DEFAULTS[options.command]},
     }
@@ -171,6 +173,9 @@ def take_over(options: argparse.Namespace) -> dict[str, Any]:
         options.device = options.device or str(request["device"])
         for name in PICTURES:
             setattr(options, name, getattr(options, name, None) or pictures.get(name, {}).get("file"))
+        options.exact_tiles = bool(request.get("exact_tiles"))  # older pictures were decoded whole
+        if options.command != "upscale":
+            options.tile = int(request.get("tile", 0))
         threads, _ = int(request["threads"]), (items[request["index"]], model["sha256"])
         began_from = {name: str(picture["sha256"]) for name, picture in pictures.items()}
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
@@ -180,7 +185,7 @@ def take_over(options: argparse.Namespace) -> dict[str, Any]:
         if sha256(file) != began_from.get(name):
             option = name.replace("_", "-")
             raise ValueError(f"--{option} {file}: not what {options.reproduce} began from; name that picture")
-    options.n_samples = len(items)  # the same company
+    options.n_samples = options.batch_size = len(items)  # the same company
     options.outdir = options.outdir or "outputs"
     torch.set_num_threads(max(1, threads))  # the threads split sums among them
     return request

@@ -1,0 +1,42 @@
+"""A model whose parts take turns on a device that cannot hold them all: encoder of text, network, autoencoder."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ldm.models.latent_diffusion import LatentDiffusion
+
+
+class Offload:
+    """Weights stay on the CPU, and those of one part at a time are copied to the device; what was computed stays there.
+
+    Several models may join, such as one and its refiner. The pictures are the same, bit for bit.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+        self._weights: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}  # a part's tensors, and their values at home
+        self._inside: nn.Module | None = None
+
+    def join(self, model: LatentDiffusion) -> None:
+        """A model on the CPU: its three large parts take turns from now on, the others go to the device for good."""
+        model.offload = self
+        turns = (model.text_encoder, model.unet, model.autoencoder)
+        for part in turns:
+            self._weights[part] = [(tensor, tensor.data) for tensor in (*part.parameters(), *part.buffers())]
+        for child in model.children():
+            if child not in turns:
+                child.to(self.device)
+        model.unet.register_forward_pre_hook(lambda unet, _: self.bring(unet))
+
+    @torch.inference_mode(False)  # weights are ordinary tensors
+    def bring(self, part: nn.Module) -> None:
+        """To the device, and what was there away."""
+        if part is self._inside:
+            return
+        for tensor, home in self._weights.get(self._inside, ()) if self._inside is not None else ():
+            tensor.data = home
+        for tensor, home in self._weights[part]:
+            tensor.data = home.to(self.device, copy=True)
+        self._inside = part
