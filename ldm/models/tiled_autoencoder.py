@@ -271,7 +271,7 @@ def _normalising(
         raise _EnoughError
 
     try:
-        for norm, statistics in zip(norms, known, strict=False):
+        for norm, statistics in zip(norms[: len(known)], known, strict=True):
             norm.forward = lambda x, norm=norm, statistics=statistics: statistics.normalised(x, norm)
         if wanted is not None:
             norms[len(known)].forward = collect
