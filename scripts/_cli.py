@@ -30,7 +30,7 @@ DEFAULTS: dict[str, Any] = {
     "device": "auto",
     "outdir": "outputs",
 }
-WITH_REPRODUCE = {"model", "config", "plugin", "device", *PICTURES, *PARTS, "outdir", "debug", "reproduce"}
+WITH_REPRODUCE = {"model", "config", "plugin", "device", "offload", *PICTURES, *PARTS, "outdir", "debug", "reproduce"}
 REQUIRED = {
     "img2img": ("init_img",),
     "inpaint": ("init_img",),
