@@ -71,8 +71,7 @@ def check(session: Session, options: argparse.Namespace, imported: set[Function]
         return []
     found = [(tree, mutant) for name in options.files for tree, many in [mutants(FOLDER / name)] for mutant in many]
     if options.sample is not None:
-        keep = random.Random(options.seed).sample(range(len(found)), min(options.sample, len(found)))
-        found = [found[i] for i in sorted(keep)]
+        found = random.Random(options.seed).sample(found, min(options.sample, len(found)))
     noticed: Counter[tuple[str, str]] = Counter()  # (where, test) → how often
     rows = []
     for tree, mutant in found:
@@ -106,7 +105,7 @@ def _line(code: str) -> str:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = ["| file | mutants | killed | survived | killed, % |", "| --- | ---: | ---: | ---: | ---: |"]
-    for name in (*dict.fromkeys(row["file"] for row in rows), "all"):
+    for name in (*sorted({row["file"] for row in rows}), "all"):
         own = [row for row in rows if name in (row["file"], "all")]
         killed = sum(1 for row in own if row["by"])
         lines.append(f"| {name} | {len(own)} | {killed} | {len(own) - killed} | {100 * killed / len(own):.1f} |")
@@ -118,7 +117,9 @@ def main() -> int:
     parser.add_argument("files", nargs="*", metavar="FILE", help=f"of {', '.join(FILES)} (default: all)")
     parser.add_argument("--sample", type=int, metavar="N", help="so many mutants, drawn by --seed (default: all)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--budget", type=float, default=4.0, metavar="S", help="CPU seconds for one (%(default)s)")
+    parser.add_argument(
+        "--budget", type=float, default=2.0, metavar="S", help="CPU seconds of tests for one (%(default)s)"
+    )
     parser.add_argument("--survivors", action="store_true", help="print those that no test notices")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every mutant and the test that noticed it")
     options = parser.parse_args()

@@ -275,7 +275,7 @@ def test_dpm_adaptive_is_appendix_c(order, mixture, normal, error):
             low = euler - (s - t) * turn / (2 / 3)
             there = x - (s - two) * first - two * 2 * (math.expm1(length * 2 / 3) / (length * 2 / 3) - 1) * turn
             high = euler - t * 1.5 * (math.expm1(length) / length - 1) * (eps(there, two) - first)
-        off = (high - low) / torch.maximum(torch.tensor(atol), rtol * torch.maximum(low.abs(), before.abs()))
+        off = (high - low) / (rtol * torch.maximum(low.abs(), before.abs())).clamp(min=atol)
         worst = max(float(one.square().mean().sqrt()) for one in off)
         factor = 1 + math.atan((worst + 1e-8) ** (-1 / order) - 1)
         h *= factor

@@ -306,7 +306,8 @@ def test_lists_are_visited_as_given():
     assert of_sigmas(SCHEDULE, [14.615, 1e-4])[0] == 14.615
     assert of_sigmas(SCHEDULE, [5, 0]).tolist() == of_sigmas(SCHEDULE, [5]).tolist() == [5, 0]
     highest = float(SCHEDULE.sigmas[-1]) * 1.001
-    assert of_sigmas(SCHEDULE, [highest])[0] == spaced(SCHEDULE, 2, "karras", sigma_max=highest)[0] == highest
+    assert of_sigmas(SCHEDULE, [highest])[0] == highest
+    assert float(spaced(SCHEDULE, 2, "karras", sigma_max=highest)[0]) == pytest.approx(highest, rel=1e-12)
     assert of_sigmas(NoiseSchedule(zero_terminal_snr=True), [2.0**16, 1]).tolist() == [2**16, 1, 0]
     levels = of_timesteps(SCHEDULE, (999, 850, 24.5, 0))
     assert torch.equal(levels[[0, 1, 3]], SCHEDULE.sigmas[[999, 850, 0]]) and levels[-1] == 0 and levels.shape == (5,)
