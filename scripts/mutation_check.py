@@ -115,6 +115,10 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", metavar="FILE", help=f"of {', '.join(FILES)} (default: all)")
+    every = sorted(path.name for path in TESTS.glob("test_*.py") if path.name not in NOT_RUN)
+    parser.add_argument(
+        "--tests", nargs="+", choices=every, default=every, metavar="FILE", help="of tests (default: all)"
+    )
     parser.add_argument("--sample", type=int, metavar="N", help="so many mutants, drawn by --seed (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -137,7 +141,7 @@ def main() -> int:
         entering.__exit__()
         rows.extend(check(session, options, imported))
 
-    failed = Session(begin, sorted(path.name for path in TESTS.glob("test_*.py") if path.name not in NOT_RUN)).failed
+    failed = Session(begin, options.tests).failed
     if failed or not rows:
         print(f"error: {failed or 'running the tests'} fails on the code as it is; mend that first", file=sys.stderr)
         return 2
