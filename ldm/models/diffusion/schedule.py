@@ -88,7 +88,7 @@ class NoiseSchedule:
         Any shape and device; float64 for float64 t, else float32.
         """
         t = t.to(torch.promote_types(t.dtype, torch.float32)).clamp(0, self.num_timesteps - 1)
-        sigmas, low = _like(self.sigmas, t), t.floor().long()
+        sigmas, low = _like(self.sigmas, t), t.long()
         above = sigmas[(low + 1).clamp(max=self.num_timesteps - 1)]
         return sigmas[low] * (above / sigmas[low]) ** (t - low)  # exact at whole timesteps
 
