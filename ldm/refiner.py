@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ldm.models.diffusion.guidance import ROUNDING
 from ldm.models.latent_diffusion import LatentDiffusion
 
 
@@ -29,7 +30,7 @@ class Refiner:
         """The lowest noise level that is still the base's, less a rounding error; infinity where none is."""
         timesteps = base.schedule.num_timesteps
         t = round(timesteps - self.at * timesteps)
-        return float(base.schedule.sigmas[t]) * (1 - 1e-6) if t < timesteps else math.inf
+        return float(base.schedule.sigmas[t]) * (1 - ROUNDING) if t < timesteps else math.inf
 
     def check(self, base: LatentDiffusion) -> None:
         """ValueError unless both walk the same latents."""

@@ -19,7 +19,7 @@ from _record import DTYPES, check_weights, compare, source, take_over
 from ldm.checkpoint.load import load
 from ldm.config import load_plugin
 from ldm.generate import Progress, generate
-from ldm.items import Item, clean, make_seeds, with_scales
+from ldm.items import Item, make_items, with_scales
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.png import Folder
 from ldm.refiner import Refiner, check_latents
@@ -47,7 +47,7 @@ def draw(options: argparse.Namespace) -> int:
     if original is not None:
         check_weights(options, original, made_by)
 
-    items = make_items(options)
+    items = asked_items(options)
     _tell_what_is_cut(model, items)
     output = Output(options, folder, model, made_by, only=None if original is None else original["index"])
     with Interrupts() as interrupts, Bar(settings, items, options.n_samples) as bar, _autocast(device, precision):
@@ -148,14 +148,18 @@ def _check_model(options: argparse.Namespace, model: LatentDiffusion) -> None:
             raise ValueError(f"--{option} {asked}: this model has {has}; leave the option out")
 
 
-def make_items(options: argparse.Namespace) -> list[Item]:
+def asked_items(options: argparse.Namespace) -> list[Item]:
     """Everything to draw, in order; picture i has seed i, with --fixed-code that of its place in the batch."""
     if options.reproduce is not None:
         return list(options.items)
     prompts = [prompt for _ in range(options.n_iter) for prompt in options.prompts for _ in range(options.repeat)]
-    cycle = options.n_samples if options.fixed_code else len(prompts)
-    negative = None if options.negative_prompt is None else clean(options.negative_prompt)
-    seeds = make_seeds(min(cycle, len(prompts)), options.seed, options.variation_seed, options.variation_strength)
-    items = [Item(clean(prompt), negative, *seeds[i % cycle]) for i, prompt in enumerate(prompts)]
+    items = make_items(
+        prompts,
+        options.negative_prompt,
+        options.seed,
+        variation_seed=options.variation_seed,
+        variation_strength=options.variation_strength,
+        cycle=options.n_samples if options.fixed_code else None,
+    )
     several = options.scale is not None and len(options.scale) > 1
     return with_scales(items, options.scale, make_guidance(options)) if several else items

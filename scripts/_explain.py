@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import torch
-from _draw import choose_device, make_items
+from _draw import asked_items, choose_device
 from _memory import Peak, weight_bytes, without_scores
 from _prepare import prepare
 from _record import DTYPES
@@ -39,7 +39,7 @@ def explain(options: argparse.Namespace) -> int:
         options.model, config=options.config, variant=options.variant, parameterization=options.parameterization
     )
     settings, _ = prepare(options, model, {})
-    items = make_items(options)
+    items = asked_items(options)
     batch = items[: options.n_samples]
     lines = [*_prompts(model, items, settings), "", *_levels(model, settings), ""]
     lines += _work(model, batch, settings, DTYPES[precision], precision == "autocast", len(items))
