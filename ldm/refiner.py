@@ -33,8 +33,13 @@ class Refiner:
         return float(base.schedule.sigmas[t]) * (1 - ROUNDING) if t < timesteps else math.inf
 
     def check(self, base: LatentDiffusion) -> None:
-        """ValueError unless both walk the same latents."""
+        """ValueError unless both walk the same latents, and this one is shown nothing but words."""
         check_latents(base, self.model, "refiner")
+        if shown := self.model.concat_channels:
+            raise ValueError(
+                f"the refiner's network takes {shown} channels beside the latent, and a refiner is shown none; "
+                "give one that draws from words alone"
+            )
 
 
 def check_latents(model: LatentDiffusion, other: LatentDiffusion, role: str) -> None:
@@ -44,6 +49,17 @@ def check_latents(model: LatentDiffusion, other: LatentDiffusion, role: str) -> 
         raise ValueError(
             f"the model and its {role} have different latents ({', '.join(differing)}); "
             f"give a {role} of the same autoencoder"
+        )
+
+
+def check_autoguide(model: LatentDiffusion, worse: LatentDiffusion) -> None:
+    """ValueError unless both walk the same latents, and are shown the same beside them."""
+    check_latents(model, worse, "autoguide")
+    ours, theirs = model.concat_channels, worse.concat_channels
+    if ours != theirs:
+        raise ValueError(
+            f"the model's network takes {ours} channels beside the latent, its autoguide's {theirs}; "
+            "give an autoguide that is shown the same"
         )
 
 

@@ -198,9 +198,7 @@ def _work(text: str) -> int:
 
 
 @pytest.mark.parametrize(("text", "most"), [("[a|b] (c:1.2) " * 60, 2), ("[a:b:3] [c|d|e] " * 60, 6)])
-def test_a_step_that_reads_nothing_new_costs_nothing(
-    text: str, most: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_step_that_reads_nothing_new_costs_nothing(text: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred times the steps are not a hundred times the work: each different text is put together once."""
     calls = []
     at = prompt.Prompt.at
