@@ -39,7 +39,7 @@ class Guidance:
         if self.threshold is not None:
             _check("threshold", self.threshold, 0, 1)
         if self.interval is not None and not (len(self.interval) == 2 and 0 <= self.interval[0] <= self.interval[1]):
-            raise ValueError(f"interval is {self.interval}; give two sigmas, the lowest first")
+            raise ValueError(f"interval is {self.interval}; give the lowest sigma and then the highest")
         if self.freeu is not None and len(self.freeu) != 4:
             raise ValueError(f"freeu is {self.freeu}; give b1, b2, s1 and s2, such as 1.3, 1.4, 0.9, 0.2")
         for name, value in [
