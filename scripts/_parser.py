@@ -57,7 +57,8 @@ def make_parser(command: str) -> Parser:
     about, own = COMMANDS[command]
     parser = Parser(
         prog=f"{command}.py",
-        description=f"{about} Options may be written with dashes or underscores.",
+        description=f"{about} Options may be written with dashes or underscores, "
+        "and many as A1111 and diffusers call them: --cfg-scale, --scheduler, --subseed, …",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28),
         allow_abbrev=False,
     )
