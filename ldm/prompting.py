@@ -17,6 +17,7 @@ from ldm.models.encoders import TextEncoder
 from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.text_encoder import ChunkedTextEncoder
+from ldm.noise import slerp
 from ldm.prompt import Passage, Span, parse
 
 Said = str | Passage | None  # a text that is read as it stands, what a prompt says in a step, or nothing given
@@ -163,7 +164,7 @@ def _script(scenes: Sequence[tuple[int, Parts]], sigmas: Tensor) -> Script:
 
 
 def interpolate(a: Conditioning, b: Conditioning, t: float, way: Literal["lerp", "slerp"] = "lerp") -> Conditioning:
-    """From a (t = 0) to b (t = 1): on a straight line, or each vector turned at an even pace, and its length likewise.
+    """From a (t = 0) to b (t = 1): on a straight line, or each vector turned at an even pace (`slerp`).
 
     ValueError unless both have one shape.
     """
@@ -173,18 +174,5 @@ def interpolate(a: Conditioning, b: Conditioning, t: float, way: Literal["lerp",
         if (x is None) != (y is None) or (x is not None and x.shape != y.shape):
             shapes = [None if v is None else tuple(v.shape) for v in (x, y)]
             raise ValueError(f"there is nothing between conditionings whose {field.name} is {shapes}; give equal ones")
-        mixed.append(None if x is None else _lerp(x, y, t) if way == "lerp" else _slerp(x, y, t))
+        mixed.append(None if x is None else torch.lerp(x, y, t) if way == "lerp" else slerp(x, y, t, dim=-1))
     return Conditioning(*mixed)
-
-
-def _lerp(x: Tensor, y: Tensor, t: float) -> Tensor:
-    return (1 - t) * x + t * y
-
-
-def _slerp(x: Tensor, y: Tensor, t: float) -> Tensor:
-    """Shoemake 1985, between the directions of the last dimension's vectors. Parallel ones are on a straight line."""
-    lengths = x.norm(dim=-1, keepdim=True), y.norm(dim=-1, keepdim=True)
-    u, v = x / lengths[0].clamp(min=1e-12), y / lengths[1].clamp(min=1e-12)
-    angle = torch.acos((u * v).sum(dim=-1, keepdim=True).clamp(-1, 1))
-    turned = (((1 - t) * angle).sin() * u + (t * angle).sin() * v) / angle.sin().clamp(min=1e-12)
-    return torch.where(angle.sin() < 1e-4, _lerp(x, y, t), turned * _lerp(*lengths, t))

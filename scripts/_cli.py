@@ -15,8 +15,10 @@ from typing import Any
 
 import _installed  # noqa: F401
 from _kinds import MAX_SEED
-from _options import ELSEWHERE, OWN_DEFAULTS, PARTS, PICTURES, WORDLESS, own_model
-from _parser import Usage, make_parser
+from _options import COMMANDS, ELSEWHERE, OWN_DEFAULTS, PARTS, PICTURES, WORDLESS, own_model
+from _parser import Usage, as_typed, make_parser
+
+from ldm.names import find_sampler, find_spacing
 
 DEFAULTS: dict[str, Any] = {
     "repeat": 1,
@@ -60,8 +62,8 @@ def main(command: str, argv: Sequence[str] | None = None) -> int:
         if "--debug" in argv:
             raise
         mistake = isinstance(error, ValueError)
-        sentence = f"error: {error}" if mistake else f"failed: {error or type(error).__name__} (--debug shows where)"
-        print(sentence, file=sys.stderr)
+        failure = f"failed: {error or type(error).__name__} (--debug shows where)"
+        print(f"error: {as_typed(str(error), command)}" if mistake else failure, file=sys.stderr)
         return 2 if mistake else 1
 
 
@@ -71,8 +73,9 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args([_dashed(word) for word in argv])
     typed = {name for name, value in vars(options).items() if value is not parser.get_default(name)}
     options.command = command
+    own = {name for option in COMMANDS[command][1] for name in option[0].split()}
     for name, other in ELSEWHERE.items():
-        if name.strip("-") in typed and command != other:
+        if name not in own and name.strip("-").replace("-", "_") in typed:
             raise Usage(f"{name}: scripts/{other}.py takes it; this is scripts/{command}.py")
     if command == "depth2img" and "strength" in typed and "init_img" not in typed:
         raise Usage("--strength is for a picture to begin from; name one with --init-img, or leave it out")
@@ -84,6 +87,8 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
             if getattr(options, name, 0) is None:
                 setattr(options, name, value)
         _check(options)
+    if options.plugin is None:  # which may have more
+        _check_names(options)
     for option in ("config", "model", *PARTS):
         _check_model_path(option, getattr(options, option))
     return options
@@ -130,7 +135,8 @@ def _check(options: argparse.Namespace) -> None:
         first, name = getattr(options, counted), counted.replace("_", "-")
         raise Usage(f"--{name}: {first} and the {count - 1} after it leave 0 … {MAX_SEED}; begin lower")
     if options.scale is not None and len(options.scale) > count:
-        raise Usage(f"--scale: {len(options.scale)} scales for {count} pictures; --n-iter or --n-samples draws more")
+        pictures = f"{count} picture{'s' * (count > 1)}"
+        raise Usage(f"--scale: {len(options.scale)} scales for {pictures}; --n-iter or --n-samples draws more")
     if options.autoguide_scale is not None and options.autoguide is None:
         raise Usage("--autoguide-scale: there is no model to lead away from; name one with --autoguide")
     if options.pag_layers is not None and not options.pag:
@@ -140,6 +146,15 @@ def _check(options: argparse.Namespace) -> None:
     for name in PICTURES:
         if getattr(options, name, None) is not None:
             _check_picture(name, getattr(options, name))
+
+
+def _check_names(options: argparse.Namespace) -> None:
+    for name, find in (("sampler", find_sampler), ("spacing", find_spacing)):
+        try:
+            if (text := getattr(options, name)) is not None:
+                find(text)
+        except ValueError as error:
+            raise Usage(f"--{name}: {error}") from None
 
 
 def _check_picture(name: str, file: str) -> None:

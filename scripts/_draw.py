@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -12,17 +13,19 @@ import torch
 from _device import find_device
 from _guidance import make_guidance
 from _options import REFINE_AT
+from _outline import outlines
 from _output import Bar, Interrupts, Output
 from _prepare import prepare, read_pictures
 from _record import DTYPES, check_weights, compare, source, take_over
 
 from ldm.checkpoint.load import load
-from ldm.config import load_plugin
 from ldm.generate import Progress, generate
-from ldm.items import Item, clean, make_seeds, with_scales
+from ldm.items import Item, make_items, with_scales
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.png import Folder
-from ldm.refiner import Refiner, check_latents
+from ldm.refiner import Refiner
+
+FOREIGN = re.compile(r"<(?:lora|lyco|hypernet):[^<>]{1,100}>")  # A1111's words for networks to add
 
 
 def draw(options: argparse.Namespace) -> int:
@@ -34,21 +37,19 @@ def draw(options: argparse.Namespace) -> int:
     for scale in options.scale or ():
         guidance.check_scale(scale)
     device, precision = choose_device(options)
+    outlines(options)  # what cannot be is said before a weight is read
 
-    if options.plugin is not None:
-        load_plugin(options.plugin)
     dtype = DTYPES[precision]
     model = _load(options, device, dtype)
-    refiner = _load_refiner(options, model, device, dtype)
-    autoguide = _load_autoguide(options, model, device, dtype)
-    _check_model(options, model)
+    refiner = _load_refiner(options, device, dtype)
+    autoguide = _load_autoguide(options, device, dtype)
     settings, hints = prepare(options, model, pictures)
     made_by = source(options, model, device, precision)
     if original is not None:
         check_weights(options, original, made_by)
 
-    items = make_items(options)
-    _tell_what_is_cut(model, items)
+    items = asked_items(options)
+    _tell_what_is_not_read(model, items)
     output = Output(options, folder, model, made_by, only=None if original is None else original["index"])
     with Interrupts() as interrupts, Bar(settings, items, options.n_samples) as bar, _autocast(device, precision):
 
@@ -95,26 +96,18 @@ def _load(options: argparse.Namespace, device: str, dtype: torch.dtype) -> Laten
     )
 
 
-def _load_refiner(
-    options: argparse.Namespace, model: LatentDiffusion, device: str, dtype: torch.dtype
-) -> Refiner | None:
+def _load_refiner(options: argparse.Namespace, device: str, dtype: torch.dtype) -> Refiner | None:
     """Its autoencoder is never used: the first model's decodes."""
     if options.refiner is None:
         return None
     second = load(options.refiner, device=device, dtype=dtype, variant=options.variant, note=print)
-    refiner = Refiner(second, REFINE_AT if options.refine_at is None else options.refine_at)
-    refiner.check(model)
-    return refiner
+    return Refiner(second, REFINE_AT if options.refine_at is None else options.refine_at)
 
 
-def _load_autoguide(
-    options: argparse.Namespace, model: LatentDiffusion, device: str, dtype: torch.dtype
-) -> LatentDiffusion | None:
+def _load_autoguide(options: argparse.Namespace, device: str, dtype: torch.dtype) -> LatentDiffusion | None:
     if options.autoguide is None:
         return None
-    worse = load(options.autoguide, device=device, dtype=dtype, variant=options.variant, note=print)
-    check_latents(model, worse, "autoguide")
-    return worse
+    return load(options.autoguide, device=device, dtype=dtype, variant=options.variant, note=print)
 
 
 def _autocast(device: str, precision: str) -> AbstractContextManager[Any]:
@@ -133,29 +126,26 @@ def choose_device(options: argparse.Namespace) -> tuple[str, str]:
     return device, precision
 
 
-def _tell_what_is_cut(model: LatentDiffusion, items: Sequence[Item]) -> None:
+def _tell_what_is_not_read(model: LatentDiffusion, items: Sequence[Item]) -> None:
     for text in dict.fromkeys(text for item in items for text in (item.prompt, item.negative_prompt)):
         if text is not None and (rest := model.text_encoder.unseen(text)):
             print(f"the prompt is longer than the model reads; not seen: {rest[:200]!r}", file=sys.stderr)
+        for network in FOREIGN.findall(text or ""):
+            print(f"{network} in the prompt is read as text: no such networks are loaded here", file=sys.stderr)
 
 
-def _check_model(options: argparse.Namespace, model: LatentDiffusion) -> None:
-    for option, asked, has in (
-        ("C", options.C, model.autoencoder.latent_channels),
-        ("f", options.f, model.autoencoder.downsample_factor),
-    ):
-        if asked is not None and asked != has:
-            raise ValueError(f"--{option} {asked}: this model has {has}; leave the option out")
-
-
-def make_items(options: argparse.Namespace) -> list[Item]:
+def asked_items(options: argparse.Namespace) -> list[Item]:
     """Everything to draw, in order; picture i has seed i, with --fixed-code that of its place in the batch."""
     if options.reproduce is not None:
         return list(options.items)
     prompts = [prompt for _ in range(options.n_iter) for prompt in options.prompts for _ in range(options.repeat)]
-    cycle = options.n_samples if options.fixed_code else len(prompts)
-    negative = None if options.negative_prompt is None else clean(options.negative_prompt)
-    seeds = make_seeds(min(cycle, len(prompts)), options.seed, options.variation_seed, options.variation_strength)
-    items = [Item(clean(prompt), negative, *seeds[i % cycle]) for i, prompt in enumerate(prompts)]
+    items = make_items(
+        prompts,
+        options.negative_prompt,
+        options.seed,
+        variation_seed=options.variation_seed,
+        variation_strength=options.variation_strength,
+        cycle=options.n_samples if options.fixed_code else None,
+    )
     several = options.scale is not None and len(options.scale) > 1
     return with_scales(items, options.scale, make_guidance(options)) if several else items

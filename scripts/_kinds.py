@@ -28,7 +28,8 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     return convert
 
 
-def number(low: float, high: float) -> Callable[[str], float]:
+def number(low: float, high: float, ends: bool = False) -> Callable[[str], float]:
+    """With `ends`, low and high may be infinite and are numbers still."""
     span = "a finite number, such as 7.5" if math.isinf(high) else f"{low:g} … {high:g}"
 
     def convert(text: str) -> float:
@@ -36,7 +37,7 @@ def number(low: float, high: float) -> Callable[[str], float]:
             value = float(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number; give {span}") from None
-        if not math.isfinite(value) or not low <= value <= high:
+        if not low <= value <= high or (math.isinf(value) and not ends):
             raise argparse.ArgumentTypeError(f"{text} is out of range; give {span}")
         return value
 
@@ -98,19 +99,6 @@ def falling(text: str) -> list[float]:
     if any(after >= value for value, after in pairwise(values)):
         raise argparse.ArgumentTypeError(f"{text} does not fall; each number must be below the one before it")
     return values
-
-
-def named(find: Callable[[str], object]) -> Callable[[str], str]:
-    """A name that `find` does not refuse."""
-
-    def convert(text: str) -> str:
-        try:
-            find(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-        return text
-
-    return convert
 
 
 def seed(text: str) -> int:

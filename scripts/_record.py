@@ -110,8 +110,8 @@ def describe(result: Result, made_by: dict[str, Any], shows: str = "picture") ->
         item.negative_prompt,
         {
             "Steps": settings.steps,
-            "Sampler": SAMPLERS[settings.sampler][0],
-            "Schedule type": None if settings.spacing is None else SPACINGS[settings.spacing][0],
+            "Sampler": SAMPLERS.get(settings.sampler, (settings.sampler,))[0],  # a plugin's has no other name
+            "Schedule type": settings.spacing and SPACINGS.get(settings.spacing, (settings.spacing,))[0],
             "Schedule max sigma": settings.sigma_max,
             "Schedule min sigma": settings.sigma_min,
             "Schedule rho": settings.rho,

@@ -146,6 +146,7 @@ def outline(
     config: str | Path | Mapping[str, Any] | None = None,
     variant: str | None = None,
     parameterization: str | None = None,
+    text_encoder: str | Path | None = None,
 ) -> LatentDiffusion:
     """The model that `load` would fill, on the meta device: no weight is read. The name of a config will do, too."""
     path = weights_path(name_or_path)
@@ -153,7 +154,8 @@ def outline(
         config = str(name_or_path)
     weights = Weights({}) if config is not None and not path.exists() else _read(path, variant)
     tree, source = find_config(weights, path, config, parameterization)
-    tree = with_cut_tower(tree, weights, source)
+    tower = weights if text_encoder is None else _read(weights_path(text_encoder), None)
+    tree = with_cut_tower(tree, tower, source)
     with on_meta():
         model = build(tree, source, expected=LatentDiffusion)
     assert isinstance(model, LatentDiffusion)

@@ -16,6 +16,9 @@ from ldm.models.diffusion.step import Denoise
 
 ConditionalDenoise = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
+ROUNDING = 1e-6
+"""Relative, of a noise level: a sampler may ask at one that went through float32."""
+
 PerImage = float | Sequence[float]
 """One number for all pictures of a batch, or one for each."""
 

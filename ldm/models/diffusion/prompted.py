@@ -9,10 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.models.diffusion.denoiser import Conditioning
-from ldm.models.diffusion.guidance import ConditionalDenoise
-
-ROUNDING = 1e-6  # relative: a sampler may ask at a level that went through float32
-
+from ldm.models.diffusion.guidance import ROUNDING, ConditionalDenoise
 
 Parts = Sequence[tuple[float, Conditioning]]
 """(weight, one row) of each."""
