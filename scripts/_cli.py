@@ -15,8 +15,9 @@ from typing import Any
 
 import _installed  # noqa: F401
 from _kinds import MAX_SEED
-from _options import ELSEWHERE, OWN_DEFAULTS, PARTS, PICTURES, WORDLESS, own_model
+from _options import ELSEWHERE, OWN_DEFAULTS, PARTS, PICTURES, WITH_TORCH, WORDLESS, own_model
 from _parser import Usage, make_parser
+from _settings_file import with_settings
 
 DEFAULTS: dict[str, Any] = {
     "repeat": 1,
@@ -25,6 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "n_samples": 1,
     "n_iter": 1,
     "device": "auto",
+    "backend": "torch",
     "outdir": "outputs",
 }
 WITH_REPRODUCE = {"model", "config", "plugin", "device", *PICTURES, *PARTS, "outdir", "debug", "reproduce"}
@@ -68,7 +70,7 @@ def main(command: str, argv: Sequence[str] | None = None) -> int:
 def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     """Options by their main names, defaults filled in, values checked. Usage for anything wrong."""
     parser = make_parser(command)
-    options = parser.parse_args([_dashed(word) for word in argv])
+    options = parser.parse_args(with_settings(parser, [_dashed(word) for word in argv]))
     typed = {name for name, value in vars(options).items() if value is not parser.get_default(name)}
     options.command = command
     for name, other in ELSEWHERE.items():
@@ -137,9 +139,30 @@ def _check(options: argparse.Namespace) -> None:
         raise Usage("--pag-layers: nothing is perturbed; give --pag a scale, such as 3")
     if options.refine_at is not None and options.refiner is None:
         raise Usage("--refine-at: there is no refiner that could begin; name one with --refiner")
+    if options.profile is not None:
+        check_profile(options.profile)
+    if options.backend != "torch":
+        _check_backend(options)
     for name in PICTURES:
         if getattr(options, name, None) is not None:
             _check_picture(name, getattr(options, name))
+
+
+def check_profile(folder: str) -> None:
+    path = Path(folder)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise Usage(f"--profile {folder} is there already; name a new folder")
+    if not path.absolute().parent.is_dir():
+        raise Usage(f"--profile {folder}: there is no folder {path.parent}; make it first")
+
+
+def _check_backend(options: argparse.Namespace) -> None:
+    """What graphs cannot: the rest is none of their business."""
+    for name, remedy in WITH_TORCH.items():
+        if getattr(options, name, None) not in (None, False, 0, "auto", *((1,) if name == "clip_skip" else ())):
+            raise Usage(f"--{name.replace('_', '-')} needs --backend torch: {remedy}")
+    if options.precision not in (None, "full"):
+        raise Usage(f"--precision {options.precision} needs --backend torch: ONNX files are in float32; leave it out")
 
 
 def _check_picture(name: str, file: str) -> None:
