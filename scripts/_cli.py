@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import secrets
 import sys
@@ -52,6 +53,8 @@ def main(command: str, argv: Sequence[str] | None = None) -> int:
             from _explain import explain
 
             return explain(options)
+        if options.profile is not None:
+            os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # torch's profiler would tell of its own ways, on stderr
         from _draw import draw  # torch from here on
 
         return draw(options)

@@ -64,27 +64,42 @@ def shapes(model: LatentDiffusion, batch: int, height: int, width: int, states: 
 
 
 @torch.inference_mode()
-def measure(name: str, asked: Counter[Shape], device: str, dtype: torch.dtype, rounds: int) -> Row:
-    """Seconds that a step spends in this kernel, and its largest relative error; "auto" is torch's own choice."""
-    total, worst = 0.0, 0.0
-    try:
-        for shape, count in asked.items():
-            q, k, v = tensors(shape, device, dtype)
-            with sdpa_kernel(list(KERNELS.values()) if name == "auto" else KERNELS[name]):
-                times = []
-                for _ in range(rounds + 1):
-                    start = time.perf_counter()
-                    found = F.scaled_dot_product_attention(q, k, v)
-                    if device == "cuda":
-                        torch.cuda.synchronize()
-                    times.append(time.perf_counter() - start)
-            total += count * median(times[1:])
-            exact = reference(q, k, v)
-            worst = max(worst, float((found.double() - exact).norm() / exact.norm()))
-    except RuntimeError as error:
-        reason = "torch has no such kernel for this device and dtype"
-        return Row({"attention": name}, reason=reason if "kernel" in str(error).lower() else str(error)[:120])
-    return Row({"attention": name}, total, worst)
+def measure(asked: Counter[Shape], device: str, dtype: torch.dtype, rounds: int) -> list[Row]:
+    """Seconds that a step spends in each kernel, and its largest relative error; "auto" is torch's own choice.
+
+    They take turns at each shape, and the first turn is not counted.
+    """
+    names = ("auto", *KERNELS)
+    total, worst, reasons = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0.0), dict.fromkeys(names, "")
+    for shape, count in asked.items():
+        inputs = tensors(shape, device, dtype)
+        exact, times = reference(*inputs), {name: list[float]() for name in names}
+        for name in names * (rounds + 1):
+            try:
+                seconds, found = attend(name, inputs, device)
+            except RuntimeError as error:
+                missing = "kernel" in str(error).lower()
+                reasons[name] = "torch has no such kernel for this device and dtype" if missing else str(error)[:120]
+                continue
+            times[name].append(seconds)
+            worst[name] = max(worst[name], float((found.double() - exact).norm() / exact.norm()))
+        for name in names:
+            total[name] += count * median(times[name][1:] or [0.0])
+    return [
+        Row({"attention": name}, reason=reasons[name])
+        if reasons[name]
+        else Row({"attention": name}, total[name], worst[name])
+        for name in names
+    ]
+
+
+def attend(name: str, inputs: tuple[Tensor, Tensor, Tensor], device: str) -> tuple[float, Tensor]:
+    with sdpa_kernel(list(KERNELS.values()) if name == "auto" else KERNELS[name]):
+        start = time.perf_counter()
+        found = F.scaled_dot_product_attention(*inputs)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start, found
 
 
 def tensors(shape: Shape, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,13 +157,14 @@ def tune(options: argparse.Namespace) -> int:
     print(f"{options.model} at {side}x{side}, {precision} on {machine(device)}; a step attends")
     for (b, heads, n, m, d), count in asked.items():
         print(f"  {count:3} × ({b}, {heads}, {n}, {d}) to {m}")
-    rows = [measure(name, asked, device, DTYPES[precision], options.rounds) for name in ("auto", *KERNELS)]
+    rows = measure(asked, device, DTYPES[precision], options.rounds)
     print(f"\n{table(rows, limit, 'relative error')}\n")
     best = fastest(rows, limit)
     if best is None:
         raise RuntimeError(f"no kernel stays within a relative error of {limit:g}; give a larger --error")
+    where = f"{options.model} at {side}x{side}, {precision} on {machine(device)}"
     about = [
-        f"{options.model} at {side}x{side}, {precision} on {machine(device)}: {best.seconds:.4g} s of attention a step.",
+        f"{where}: {best.seconds:.4g} s of attention a step.",
         f"Its relative error is {best.error:.2g}; {limit:g} was allowed.",
     ]
     save(rows, best, limit, Path(options.out), about)

@@ -96,13 +96,15 @@ def words(settings: Settings) -> list[str]:
 
 
 def search(base: Sequence[str], options: argparse.Namespace) -> list[Row]:
-    """All rows: the reference, what is done without settings, and each trial on top of the best so far."""
+    """All rows: what is done without settings, the reference, and each trial on top of the best so far."""
     reference, right = measure(base, REFERENCE, options)
     if reference.seconds is None:
         raise RuntimeError(f"the model cannot be drawn with in full precision: {reference.reason}")
-    rows = [Row(REFERENCE, reference.seconds, 0.0, detail=reference.detail)]
-    _tell(rows[-1])
+    _tell(reference)
+    rows: list[Row] = []
     best = _add(rows, base, {}, right, options)
+    rows.append(Row(REFERENCE, reference.seconds, 0.0, detail=reference.detail))
+    best = fastest(rows, options.error) or best
     for name in tried():
         for value in TRIED[name]:
             settings = {**best.settings, name: value}
@@ -171,7 +173,7 @@ def report(rows: list[Row], options: argparse.Namespace) -> int:
     where = f"{options.model} on {machine(options.device)}, {options.steps} steps, {options.n_samples} together"
     print(f"{where}\n\n{table(rows, options.error, 'mean pixel error')}\n")
     about = [
-        f"{where}: {best.seconds:.4g} s a picture, {rows[1].seconds or 0.0:.4g} s without these settings.",
+        f"{where}: {best.seconds:.4g} s a picture, {rows[0].seconds or 0.0:.4g} s without these settings.",
         f"Pixels differ by {best.error:.2g} of 255 on average from --precision full; {options.error:g} was allowed.",
     ]
     save(rows, best, options.error, Path(options.out), about)
