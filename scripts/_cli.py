@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import _installed  # noqa: F401
-from _kinds import MAX_SEED
+from _kinds import MAX_SEED, check_new_folder
 from _options import ELSEWHERE, OWN_DEFAULTS, PARTS, PICTURES, WITH_TORCH, WORDLESS, own_model
 from _parser import Usage, make_parser
 from _settings_file import with_settings
@@ -143,20 +143,12 @@ def _check(options: argparse.Namespace) -> None:
     if options.refine_at is not None and options.refiner is None:
         raise Usage("--refine-at: there is no refiner that could begin; name one with --refiner")
     if options.profile is not None:
-        check_profile(options.profile)
+        check_new_folder("--profile", options.profile)
     if options.backend != "torch":
         _check_backend(options)
     for name in PICTURES:
         if getattr(options, name, None) is not None:
             _check_picture(name, getattr(options, name))
-
-
-def check_profile(folder: str) -> None:
-    path = Path(folder)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise Usage(f"--profile {folder} is there already; name a new folder")
-    if not path.absolute().parent.is_dir():
-        raise Usage(f"--profile {folder}: there is no folder {path.parent}; make it first")
 
 
 def _check_backend(options: argparse.Namespace) -> None:

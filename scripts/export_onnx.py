@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import _installed  # noqa: F401
+from _kinds import check_new_folder
 
 MOST = 1e-4  # |onnxruntime - torch| / |torch| that a graph may have
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -43,11 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _check(options: argparse.Namespace) -> None:
-    out = Path(options.out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"--out {out} is there already; give another name")
-    if not out.absolute().parent.is_dir():
-        raise ValueError(f"--out {out}: there is no folder {out.parent}; make it first")
+    check_new_folder("--out", options.out)
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         raise ValueError(f"exporting needs {', '.join(missing)}; pip install {' '.join(missing)}")
 

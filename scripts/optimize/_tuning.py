@@ -44,7 +44,7 @@ class Row:
 
 
 def fastest(rows: Sequence[Row], limit: float) -> Row | None:
-    """Of those whose error is within the limit; an earlier one, unless a later one gains more than clocks are sure of."""
+    """Of those within the limit; an earlier one, unless a later one gains more than clocks are sure of."""
     best = None
     for row in rows:
         if row.is_safe(limit) and (best is None or (row.seconds or 0.0) < (1 - GAIN) * (best.seconds or 0.0)):

@@ -165,7 +165,7 @@ def test_nothing_is_overwritten_and_no_wrong_graph_is_kept(
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "precious").write_text("mine")
     assert export("scenes", "--out", tmp_path / "there") == 2
-    assert "is there already; give another name" in capsys.readouterr().err
+    assert "is there already; name a new folder" in capsys.readouterr().err
     assert export("scenes", "--out", tmp_path / "no" / "such") == 2
     assert "there is no folder" in capsys.readouterr().err
 
