@@ -54,8 +54,8 @@ def draw(options: argparse.Namespace, listener: Listener = NOBODY) -> int:
         load_plugin(options.plugin)
     dtype = DTYPES[precision]
     model = _load(options, device, dtype)
-    refiner = _load_refiner(options, model, device, dtype)
-    autoguide = _load_autoguide(options, model, device, dtype)
+    refiner = _load_refiner(options, model, str(model.device), dtype)  # an ONNX model is on the CPU, for torch
+    autoguide = _load_autoguide(options, model, str(model.device), dtype)
     _check_model(options, model)
     settings, hints = prepare(options, model, pictures)
     made_by = source(options, model, device, precision)
@@ -70,7 +70,7 @@ def draw(options: argparse.Namespace, listener: Listener = NOBODY) -> int:
         Interrupts() as interrupts,
         Bar(settings, items, options.n_samples) as bar,
         _autocast(device, precision),
-        profiled(options.profile, networks, device, model.dtype),
+        profiled(options.profile, networks, model.device.type, model.dtype),
     ):
 
         def on_step(progress: Progress) -> None:

@@ -47,9 +47,8 @@ def train(options: argparse.Namespace) -> None:
         os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # torch's profiler would tell of its own ways, on stderr
     import torch
     from _device import find_device
-    from tqdm import tqdm
-
     from _profile import profiled
+    from tqdm import tqdm
 
     from ldm.config import load_plugin
     from ldm.training.run import Run, current_commit

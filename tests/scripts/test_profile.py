@@ -20,7 +20,6 @@ DRAW = ("--prompt", "a red cube", "--steps", 2)
 def test_drawing(txt2img: Run, tiny_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert txt2img(*DRAW, "--outdir", "plain") == 0
     assert txt2img(*DRAW, "--profile", "where") == 0
-    assert Path("plain/00000-0.png").read_bytes()[:8] == Path("outputs/00000-0.png").read_bytes()[:8]
     with Image.open("plain/00000-0.png") as a, Image.open("outputs/00000-0.png") as b:
         assert a.tobytes() == b.tobytes()
     assert sorted(path.name for path in Path("where").iterdir()) == ["memory.png", "modules.md", "trace.json"]
