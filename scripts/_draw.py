@@ -26,6 +26,13 @@ from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.png import Folder
 from ldm.refiner import Refiner, check_latents
 
+PROVIDERS = {  # of onnxruntime, for each kind of device: the one to be used, and those that help it out
+    "cpu": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+    "mps": ("CoreMLExecutionProvider", "CPUExecutionProvider"),
+}
+
 
 class Listener:
     """Hears of each step and of each picture when it is finished; this one does nothing."""
@@ -104,7 +111,7 @@ def draw(options: argparse.Namespace, listener: Listener = NOBODY) -> int:
 def _load(options: argparse.Namespace, device: str, dtype: torch.dtype) -> LatentDiffusion:
     """The autoencoder stays in float32, whatever the networks' dtype: SDXL's overflows in float16."""
     if options.backend != "torch":
-        return load_onnx(options.model, options.backend if options.backend == "tensorrt" else device)
+        return load_onnx(options.model, PROVIDERS["tensorrt" if options.backend == "tensorrt" else device])
     return load(
         options.model,
         config=options.config,

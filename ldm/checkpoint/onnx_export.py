@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ldm.checkpoint.onnx_folder import CONFIG, DECODER, ENCODER, PROVIDERS, TEXT_ENCODER, UNET, Session
+from ldm.checkpoint.onnx_folder import CONFIG, CPU, DECODER, ENCODER, TEXT_ENCODER, UNET, Session
 from ldm.config_file import yaml_text
 from ldm.models.autoencoder import Autoencoder, AutoencoderKL, Gaussian, IdentityAutoencoder
 from ldm.models.encoders import NoText, TextEncoder
@@ -182,7 +182,7 @@ def write(graph: Graph, folder: Path) -> None:
 
 
 def compare(graph: Graph, inputs: Mapping[str, Tensor], folder: Path) -> Row:
-    session = Session(folder / graph.file, PROVIDERS["cpu"])
+    session = Session(folder / graph.file, (CPU,))
     found = session(**inputs)
     nodes = _nodes(folder / graph.file)
     pairs = list(zip(found, graph.answer(inputs), strict=True))

@@ -21,12 +21,7 @@ from ldm.models.latent_diffusion import LatentDiffusion
 
 CONFIG = "config.yaml"
 TEXT_ENCODER, UNET, ENCODER, DECODER = "text_encoder.onnx", "unet.onnx", "encoder.onnx", "decoder.onnx"
-PROVIDERS = {  # of onnxruntime, for each kind of device, the one to be used and those that help out
-    "cpu": ("CPUExecutionProvider",),
-    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
-    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
-    "mps": ("CoreMLExecutionProvider", "CPUExecutionProvider"),
-}
+CPU = "CPUExecutionProvider"
 Provider = str | tuple[str, dict[str, Any]]  # a name, or with options
 
 
@@ -94,15 +89,15 @@ class OnnxReader:
         return TextFeatures(states, pooled[0] if pooled else None)
 
 
-def load_onnx(folder: str | Path, providers: Sequence[Provider] | str = "cpu") -> LatentDiffusion:
+def load_onnx(folder: str | Path, providers: Sequence[Provider] = (CPU,)) -> LatentDiffusion:
     """The model of an exported folder, in float32 and, for torch, on the CPU.
 
-    providers: of onnxruntime, in the order of preference and perhaps with options; or a key of `PROVIDERS`.
+    providers: of onnxruntime, in the order of preference, and perhaps with options.
     Raises CheckpointError for a folder that is none, ValueError where onnxruntime or a provider is not installed.
     """
     folder = Path(folder)
     check_folder(folder)
-    providers = check_providers(PROVIDERS[providers] if isinstance(providers, str) else providers)
+    check_providers(providers)
     with on_meta():
         model = build(load_config(folder / CONFIG), str(folder / CONFIG), expected=LatentDiffusion)
     assert isinstance(model, LatentDiffusion)
@@ -128,8 +123,8 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def check_providers(providers: Sequence[Provider]) -> Sequence[Provider]:
-    """The same; ValueError where onnxruntime, or the one that is wanted most, is not there."""
+def check_providers(providers: Sequence[Provider]) -> None:
+    """ValueError where onnxruntime, or the one that is wanted most, is not there."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -140,4 +135,3 @@ def check_providers(providers: Sequence[Provider]) -> Sequence[Provider]:
     known = onnxruntime.get_available_providers()
     if first not in known:
         raise ValueError(f"onnxruntime has no {first} here, only {', '.join(known)}; pip install one that has it")
-    return providers

@@ -83,7 +83,7 @@ def kin(name: str) -> dict[str, Any]:
             {"target": "OpenCLIPTextEncoder", "params": {**tower, **more}} for more in ({}, {"projection_dim": 8})
         ]
         params["text_encoder"] = {"target": "TwoTowers", "params": dict(zip(("first", "second"), towers, strict=True))}
-        params["framing_embedding"] = {"target": "FramingEmbedding", "params": {"numbers": ["height"], "dim": 4}}
+        params["framing_embedding"] = {"target": "FramingEmbedding", "params": {"numbers": ["target_height"], "dim": 4}}
         params["unet"]["params"] |= {"context_dim": 32, "y_dim": 12, "in_channels": 9}
     else:  # classes, and codes
         params["text_encoder"] = {"target": "ClassEmbedder", "params": {"num_classes": 4, "embed_dim": 16}}
