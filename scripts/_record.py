@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from ldm import images
 from ldm.checkpoint.load import weights_path
+from ldm.checkpoint.onnx_folder import UNET
 from ldm.generate import Result
 from ldm.items import Item
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -32,7 +33,7 @@ KINDS: dict[str, tuple[type, ...]] = {  # what a setting of each type is in JSON
     "tuple[float, ...] | None": (list, type(None)),
     "tuple[int, int] | None": (list, type(None)),
 }
-WEIGHTS = (".json", ".safetensors", ".bin", ".yaml", ".onnx", ".data")  # what in a folder makes a model
+WEIGHTS, GRAPHS = (".json", ".safetensors", ".bin"), (".yaml", ".onnx", ".data")  # what in a folder makes a model
 DTYPES = {"full": torch.float32, "autocast": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -221,7 +222,8 @@ def sha256(path: str | Path) -> str:
     """Of a file; of a folder, that of its configs and weights, in order of their names."""
     digest = hashlib.sha256()
     if Path(path).is_dir():
-        for file in sorted(file for file in Path(path).rglob("*") if file.suffix in WEIGHTS):
+        kinds = GRAPHS if (Path(path) / UNET).is_file() else WEIGHTS
+        for file in sorted(file for file in Path(path).rglob("*") if file.suffix in kinds):
             digest.update(f"{file.relative_to(path).as_posix()} {sha256(file)}\n".encode())
         return digest.hexdigest()
     try:

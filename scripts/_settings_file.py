@@ -47,9 +47,9 @@ def _words(file: str, key: str, value: Any, known: Mapping[str, argparse.Action]
         close = difflib.get_close_matches(name, known, 1)
         remedy = f"did you mean {close[0].replace('_', '-')}?" if close else "--help lists the options"
         raise Usage(f"--settings {file}: {key} is no option that a settings file can have; {remedy}")
-    action, option = known[name], f"--{name.replace('_', '-')}" if len(name) > 1 else f"--{name}"
+    action, option = known[name], f"--{name.replace('_', '-')}"
     if isinstance(action, argparse.BooleanOptionalAction) and isinstance(value, bool):
-        return [option if value else f"--no-{name.replace('_', '-')}"]
+        return [option if value else option.replace("--", "--no-", 1)]
     if action.nargs == 0:  # a switch
         if not isinstance(value, bool):
             raise Usage(f"--settings {file}: {key} is {value!r}; it can be true or false")

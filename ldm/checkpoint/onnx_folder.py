@@ -31,8 +31,10 @@ class Session:
     def __init__(self, file: Path, providers: Sequence[Provider]) -> None:
         import onnxruntime
 
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
         try:
-            self.session = onnxruntime.InferenceSession(file, providers=list(providers))
+            self.session = onnxruntime.InferenceSession(file, options, providers=list(providers))
         except Exception as error:  # onnxruntime's own have no common class
             reason = str(error).strip().splitlines()[0]
             raise CheckpointError(f"{file}: onnxruntime cannot use it ({reason}); export the model again") from error
