@@ -106,8 +106,8 @@ def load_onnx(folder: str | Path, providers: Sequence[Provider] = (CPU,)) -> Lat
     unet = OnnxUNet(Session(folder / UNET, providers), model.unet)
     model.unet = model.denoiser.unet = unet
     if not isinstance(model.autoencoder, IdentityAutoencoder):
-        sessions = [Session(folder / name, providers) for name in (ENCODER, DECODER)]
-        model.autoencoder = OnnxAutoencoder(*sessions, like=model.autoencoder)
+        encoder, decoder = (Session(folder / name, providers) for name in (ENCODER, DECODER))
+        model.autoencoder = OnnxAutoencoder(encoder, decoder, model.autoencoder)
     if not isinstance(model.text_encoder, NoText):
         read_by(model.text_encoder, Session(folder / TEXT_ENCODER, providers))
     return model.eval()
