@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import secrets
 import sys
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import _installed  # noqa: F401
-from _kinds import MAX_SEED
-from _options import COMMANDS, ELSEWHERE, OWN_DEFAULTS, PARTS, PICTURES, WORDLESS, own_model
+from _kinds import MAX_SEED, check_new_folder
+from _options import COMMANDS, ELSEWHERE, OWN_DEFAULTS, PARTS, PICTURES, WITH_TORCH, WORDLESS, own_model
 from _parser import Usage, as_typed, make_parser
+from _settings_file import with_settings
 
 from ldm.names import find_sampler, find_spacing
 
@@ -27,6 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "n_samples": 1,
     "n_iter": 1,
     "device": "auto",
+    "backend": "torch",
     "outdir": "outputs",
 }
 WITH_REPRODUCE = {"model", "config", "plugin", "device", *PICTURES, *PARTS, "outdir", "debug", "reproduce"}
@@ -52,6 +55,8 @@ def main(command: str, argv: Sequence[str] | None = None) -> int:
             from _explain import explain
 
             return explain(options)
+        if options.profile is not None:
+            os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # torch's profiler would tell of its own ways, on stderr
         from _draw import draw  # torch from here on
 
         return draw(options)
@@ -70,7 +75,7 @@ def main(command: str, argv: Sequence[str] | None = None) -> int:
 def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     """Options by their main names, defaults filled in, values checked. Usage for anything wrong."""
     parser = make_parser(command)
-    options = parser.parse_args([_dashed(word) for word in argv])
+    options = parser.parse_args(with_settings(parser, [_dashed(word) for word in argv]))
     typed = {name for name, value in vars(options).items() if value is not parser.get_default(name)}
     options.command = command
     own = {name for option in COMMANDS[command][1] for name in option[0].split()}
@@ -143,6 +148,10 @@ def _check(options: argparse.Namespace) -> None:
         raise Usage("--pag-layers: nothing is perturbed; give --pag a scale, such as 3")
     if options.refine_at is not None and options.refiner is None:
         raise Usage("--refine-at: there is no refiner that could begin; name one with --refiner")
+    if options.profile is not None:
+        check_new_folder("--profile", options.profile)
+    if options.backend != "torch":
+        _check_backend(options)
     for name in PICTURES:
         if getattr(options, name, None) is not None:
             _check_picture(name, getattr(options, name))
@@ -155,6 +164,15 @@ def _check_names(options: argparse.Namespace) -> None:
                 find(text)
         except ValueError as error:
             raise Usage(f"--{name}: {error}") from None
+
+
+def _check_backend(options: argparse.Namespace) -> None:
+    """What graphs cannot: the rest is none of their business."""
+    for name, remedy in WITH_TORCH.items():
+        if getattr(options, name, None) not in (None, False, 0, "auto", *((1,) if name == "clip_skip" else ())):
+            raise Usage(f"--{name.replace('_', '-')} needs --backend torch: {remedy}")
+    if options.precision not in (None, "full"):
+        raise Usage(f"--precision {options.precision} needs --backend torch: ONNX files are in float32; leave it out")
 
 
 def _check_picture(name: str, file: str) -> None:

@@ -16,10 +16,12 @@ from _options import REFINE_AT
 from _outline import outlines
 from _output import Bar, Interrupts, Output
 from _prepare import prepare, read_pictures
+from _profile import profiled
 from _record import DTYPES, check_weights, compare, source, take_over
 
 from ldm.checkpoint.load import load
-from ldm.generate import Progress, generate
+from ldm.checkpoint.onnx_folder import load_onnx
+from ldm.generate import Progress, Result, generate
 from ldm.items import Item, make_items, with_scales
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.png import Folder
@@ -27,8 +29,28 @@ from ldm.refiner import Refiner
 
 FOREIGN = re.compile(r"<(?:lora|lyco|hypernet):[^<>]{1,100}>")  # A1111's words for networks to add
 
+PROVIDERS = {  # of onnxruntime, for each kind of device: the one to be used, and those that help it out
+    "cpu": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+    "mps": ("CoreMLExecutionProvider", "CPUExecutionProvider"),
+}
 
-def draw(options: argparse.Namespace) -> int:
+
+class Listener:
+    """Hears of each step and of each picture when it is finished; this one does nothing."""
+
+    def step(self, progress: Progress) -> None:
+        pass
+
+    def picture(self, result: Result) -> None:
+        pass
+
+
+NOBODY = Listener()
+
+
+def draw(options: argparse.Namespace, listener: Listener = NOBODY) -> int:
     """Draw what `options` (from `_cli.parse`) ask for. Returns the exit status."""
     original = None if options.reproduce is None else take_over(options)
     folder = Folder(options.outdir)
@@ -41,8 +63,8 @@ def draw(options: argparse.Namespace) -> int:
 
     dtype = DTYPES[precision]
     model = _load(options, device, dtype)
-    refiner = _load_refiner(options, device, dtype)
-    autoguide = _load_autoguide(options, device, dtype)
+    refiner = _load_refiner(options, str(model.device), dtype)  # an ONNX model is on the CPU, for torch
+    autoguide = _load_autoguide(options, str(model.device), dtype)
     settings, hints = prepare(options, model, pictures)
     made_by = source(options, model, device, precision)
     if original is not None:
@@ -51,11 +73,18 @@ def draw(options: argparse.Namespace) -> int:
     items = asked_items(options)
     _tell_what_is_not_read(model, items)
     output = Output(options, folder, model, made_by, only=None if original is None else original["index"])
-    with Interrupts() as interrupts, Bar(settings, items, options.n_samples) as bar, _autocast(device, precision):
+    networks = {"text_encoder": model.text_encoder, "unet": model.unet, "autoencoder": model.autoencoder}
+    with (
+        Interrupts() as interrupts,
+        Bar(settings, items, options.n_samples) as bar,
+        _autocast(device, precision),
+        profiled(options.profile, networks, model.device.type, model.dtype),
+    ):
 
         def on_step(progress: Progress) -> None:
             output.step(progress)
             bar.step(progress)
+            listener.step(progress)
 
         drawn = generate(
             model,
@@ -70,6 +99,7 @@ def draw(options: argparse.Namespace) -> int:
         for result in drawn:
             output.picture(result)
             bar.picture()
+            listener.picture(result)
             if interrupts.asked and result.index == len(result.batch) - 1:
                 break
     output.finish()
@@ -81,6 +111,8 @@ def draw(options: argparse.Namespace) -> int:
 
 def _load(options: argparse.Namespace, device: str, dtype: torch.dtype) -> LatentDiffusion:
     """The autoencoder stays in float32, whatever the networks' dtype: SDXL's overflows in float16."""
+    if options.backend != "torch":
+        return load_onnx(options.model, PROVIDERS["tensorrt" if options.backend == "tensorrt" else device])
     return load(
         options.model,
         config=options.config,
@@ -119,7 +151,7 @@ def _autocast(device: str, precision: str) -> AbstractContextManager[Any]:
 def choose_device(options: argparse.Namespace) -> tuple[str, str]:
     """(device, precision), said aloud; ValueError if the one asked for is not there."""
     device = find_device(options.device)
-    precision = options.precision or ("full" if device == "cpu" else "fp16")
+    precision = options.precision or ("full" if device == "cpu" or options.backend != "torch" else "fp16")
     name = f" ({torch.cuda.get_device_name()})" if device == "cuda" else ""
     by = ", chosen by auto" if options.device == "auto" else ""
     print(f"device: {device}{name}{by}; precision: {precision}")

@@ -10,6 +10,7 @@ import difflib
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 MAX_SEED = 2**32 - 1
 MAX_SIDE = 8192
@@ -121,3 +122,12 @@ def one_of(*names: str) -> Callable[[str], str]:
         return text.lower()
 
     return convert
+
+
+def check_new_folder(option: str, value: str) -> None:
+    """ValueError unless a folder can be made there, or there is an empty one."""
+    path = Path(value)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{option} {value} is there already; name a new folder")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{option} {value}: there is no folder {path.parent}; make it first")

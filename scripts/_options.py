@@ -12,6 +12,22 @@ from ldm.names import SAMPLERS, SPACINGS
 Option = tuple[str, Any, str | None, str]  # names, type or True for a switch, metavar, help
 
 PRECISIONS = ("full", "autocast", "fp16", "bf16")
+BACKENDS = ("torch", "onnx", "tensorrt")  # the others draw with a folder of scripts/export_onnx.py
+WITH_TORCH = {  # options that only torch's networks have, and what else to do
+    "explain": "explain the model that was exported",
+    "config": "the folder has its own",
+    "ema": "give it to scripts/export_onnx.py",
+    "variant": "give it to scripts/export_onnx.py",
+    "parameterization": "give it to scripts/export_onnx.py",
+    "vae": "give it to scripts/export_onnx.py",
+    "text_encoder": "give it to scripts/export_onnx.py",
+    "pag": "it edits the network while it draws, and a graph is finished",
+    "freeu": "it edits the network while it draws, and a graph is finished",
+    "compile": "onnxruntime compiles a graph as it loads it",
+    "attention": "onnxruntime chooses its kernels itself",
+    "offload": "onnxruntime holds the graphs",
+    "clip_skip": "a graph gives the family's own states",
+}
 FLAGS = {  # the original scripts' own words for a sampler, with the noise levels that it visited there
     "--plms": "plms uniform",
     "--dpm-solver": "dpmpp_2m sgm_uniform",
@@ -133,7 +149,12 @@ MODEL: tuple[Option, ...] = (
     ("--C", whole(1, 1024), "N", "latent channels; checked against the model"),
     ("--f", whole(1, 1024), "N", "downsampling factor; checked against the model"),
     ("--device", one_of("auto", "cpu", "cuda", "mps"), "NAME", "auto, cpu, cuda, mps (auto)"),
+    ("--backend", one_of(*BACKENDS), "NAME", "what computes the networks: torch, or of an ONNX folder onnx, tensorrt"),
     ("--precision", one_of(*PRECISIONS), "NAME", f"{', '.join(PRECISIONS)} (fp16 on a GPU, else full)"),
+)
+RUN: tuple[Option, ...] = (
+    ("--settings", str, "YAML", "more options, by name; those given here win (scripts/optimize writes such a file)"),
+    ("--profile", str, "FOLDER", "say where time and memory went: a trace, a table by module, and a picture"),
 )
 OUTPUT: tuple[Option, ...] = (
     ("--outdir", str, "FOLDER", "where pictures go; nothing there is overwritten (outputs)"),
@@ -155,6 +176,7 @@ def groups(command: str) -> dict[str, tuple[Option, ...]]:
         "how many": COUNTS,
         "model": (("--model --ckpt", str, "NAME|FILE", f"a model's name or its file ({own_model(command)})"), *MODEL),
         "output": OUTPUT,
+        "speed (docs/profiling.md)": RUN,
     }
 
 

@@ -9,6 +9,7 @@ from _options import REFINE_AT
 from _prepare import settings_of
 
 from ldm.checkpoint.load import outline
+from ldm.checkpoint.onnx_folder import outline_onnx
 from ldm.config import load_plugin
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.refiner import Refiner, check_autoguide
@@ -27,13 +28,7 @@ def outlines(options: argparse.Namespace) -> Outlines:
     if options.plugin is not None:
         load_plugin(options.plugin)
     chosen(options.sampler, options.spacing)
-    model = outline(
-        options.model,
-        config=options.config,
-        variant=options.variant,
-        parameterization=options.parameterization,
-        text_encoder=options.text_encoder,
-    )
+    model = _outline(options)
     check_latent_size(options, model)
     settings = settings_of(options, model)
     refiner, worse = (
@@ -48,6 +43,18 @@ def outlines(options: argparse.Namespace) -> Outlines:
     finishing.check(model)
     check_second(settings, refiner, "refiner")
     return Outlines(model, settings, finishing, worse)
+
+
+def _outline(options: argparse.Namespace) -> LatentDiffusion:
+    if options.backend != "torch":
+        return outline_onnx(options.model)
+    return outline(
+        options.model,
+        config=options.config,
+        variant=options.variant,
+        parameterization=options.parameterization,
+        text_encoder=options.text_encoder,
+    )
 
 
 def check_latent_size(options: argparse.Namespace, model: LatentDiffusion) -> None:

@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from _guidance import parameters, take_over_guidance
-from _options import OPTION_NAMES, OWN_DEFAULTS, PARTS, PICTURES, REFINE_AT
+from _options import BACKENDS, OPTION_NAMES, OWN_DEFAULTS, PARTS, PICTURES, REFINE_AT
 from PIL import ImageChops
 from PIL.PngImagePlugin import PngInfo
 
 from ldm import images
 from ldm.checkpoint.load import weights_path
+from ldm.checkpoint.onnx_folder import UNET
 from ldm.generate import Result
 from ldm.items import Item
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -32,6 +33,7 @@ KINDS: dict[str, tuple[type, ...]] = {  # what a setting of each type is in JSON
     "tuple[float, ...] | None": (list, type(None)),
     "tuple[int, int] | None": (list, type(None)),
 }
+WEIGHTS, GRAPHS = (".json", ".safetensors", ".bin"), (".yaml", ".onnx", ".data")  # what in a folder makes a model
 DTYPES = {"full": torch.float32, "autocast": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -60,6 +62,7 @@ def source(options: argparse.Namespace, model: LatentDiffusion, device: str, pre
         "device": device,
         "device_name": torch.cuda.get_device_name() if device == "cuda" else device,
         "precision": precision,
+        "backend": options.backend,
         "dtype": str(DTYPES[precision]).removeprefix("torch."),
         "threads": torch.get_num_threads(),
         "pictures": {name: {"file": file, "sha256": sha256(file)} for name, file in picture_files(options).items()},
@@ -169,6 +172,7 @@ def take_over(options: argparse.Namespace) -> dict[str, Any]:
         for name in PARTS:
             setattr(options, name, getattr(options, name) or model.get("parts", {}).get(name, {}).get("file"))
         options.device = options.device or str(request["device"])
+        options.backend = {name: name for name in BACKENDS}[request.get("backend", "torch")]
         for name in PICTURES:
             setattr(options, name, getattr(options, name, None) or pictures.get(name, {}).get("file"))
         threads, _ = int(request["threads"]), (items[request["index"]], model["sha256"])
@@ -215,10 +219,11 @@ def compare(original: str, remade: Path) -> int:
 
 
 def sha256(path: str | Path) -> str:
-    """Of a file; of a folder, that of its JSON files and weights, in order of their names."""
+    """Of a file; of a folder, that of its configs and weights, in order of their names."""
     digest = hashlib.sha256()
     if Path(path).is_dir():
-        for file in sorted(file for file in Path(path).rglob("*") if file.suffix in (".json", ".safetensors", ".bin")):
+        kinds = GRAPHS if (Path(path) / UNET).is_file() else WEIGHTS
+        for file in sorted(file for file in Path(path).rglob("*") if file.suffix in kinds):
             digest.update(f"{file.relative_to(path).as_posix()} {sha256(file)}\n".encode())
         return digest.hexdigest()
     try:
