@@ -111,7 +111,7 @@ def load_onnx(folder: str | Path, providers: Sequence[Provider] = (CPU,)) -> Lat
 
 
 def outline_onnx(folder: str | Path) -> LatentDiffusion:
-    """The model of an exported folder on the meta device, without weights. CheckpointError for a folder that is none."""
+    """The model of an exported folder on the meta device, without weights. CheckpointError for what is none."""
     file = Path(folder) / CONFIG
     check_folder(Path(folder))
     with on_meta():
