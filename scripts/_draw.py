@@ -15,7 +15,9 @@ from _options import REFINE_AT
 from _output import Bar, Interrupts, Output
 from _prepare import prepare, read_pictures
 from _record import DTYPES, check_weights, compare, source, take_over
+from _speed import hasten
 
+from ldm.backends import check_backend, pinned
 from ldm.checkpoint.load import load
 from ldm.config import load_plugin
 from ldm.generate import Progress, generate
@@ -42,6 +44,8 @@ def draw(options: argparse.Namespace) -> int:
     refiner = _load_refiner(options, model, device, dtype)
     autoguide = _load_autoguide(options, model, device, dtype)
     _check_model(options, model)
+    check_backend(options.attention, device, dtype)
+    hasten(options, (model, refiner.model if refiner is not None else None, autoguide))
     settings, hints = prepare(options, model, pictures)
     made_by = source(options, model, device, precision)
     if original is not None:
@@ -50,7 +54,12 @@ def draw(options: argparse.Namespace) -> int:
     items = make_items(options)
     _tell_what_is_cut(model, items)
     output = Output(options, folder, model, made_by, only=None if original is None else original["index"])
-    with Interrupts() as interrupts, Bar(settings, items, options.n_samples) as bar, _autocast(device, precision):
+    with (
+        Interrupts() as interrupts,
+        Bar(settings, items, options.n_samples) as bar,
+        _autocast(device, precision),
+        pinned(options.attention),
+    ):
 
         def on_step(progress: Progress) -> None:
             output.step(progress)

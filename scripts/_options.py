@@ -11,6 +11,7 @@ from ldm.names import SAMPLERS, SPACINGS, find_sampler, find_spacing
 
 Option = tuple[str, Any, str | None, str]  # names, type or True for a switch, metavar, help
 
+ATTENTION = ("auto", "math", "flash", "efficient", "cudnn")
 PRECISIONS = ("full", "autocast", "fp16", "bf16")
 FLAGS = {  # the original scripts' own words for a sampler, with the noise levels that it visited there
     "--plms": "plms uniform",
@@ -101,6 +102,8 @@ MODEL: tuple[Option, ...] = (
     ("--f", whole(1, 1024), "N", "downsampling factor; checked against the model"),
     ("--device", one_of("auto", "cpu", "cuda", "mps"), "NAME", "auto, cpu, cuda, mps (auto)"),
     ("--precision", one_of(*PRECISIONS), "NAME", f"{', '.join(PRECISIONS)} (fp16 on a GPU, else full)"),
+    ("--attention", one_of(*ATTENTION), "NAME", f"kernel of attention: {', '.join(ATTENTION)} (auto: torch chooses)"),
+    ("--compile", True, None, "compile the UNet's blocks first: minutes for a large one, kept in ~/.cache/ldm/kernels"),
 )
 OUTPUT: tuple[Option, ...] = (
     ("--outdir", str, "FOLDER", "where pictures go; nothing there is overwritten (outputs)"),
