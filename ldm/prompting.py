@@ -18,7 +18,7 @@ from ldm.models.encoders import TextEncoder
 from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.text_encoder import ChunkedTextEncoder
-from ldm.prompt import Passage, Span, parse
+from ldm.prompt import Passage, parse
 
 Said = str | Passage | None  # a text that is read as it stands, what a prompt says in a step, or nothing given
 Shown = Callable[[Conditioning, Sequence[Item], bool], Conditioning]
@@ -77,12 +77,12 @@ def tell(
     if _is_one_text_each([plan.to for plan in plans], encoder) and _is_one_text_each(
         [plan.away for plan in plans], encoder
     ):
-        to = [_as_written(item.prompt, *plan.texts(False)) for item, plan in zip(batch, plans, strict=True)]
-        away = [_as_written(item.negative_prompt, *plan.texts(True)) for item, plan in zip(batch, plans, strict=True)]
-        cond = shown(Conditioning.cat([read(text, False) for text in to]), batch, False)
-        if not guided:
-            return Told(cond, None)
-        return Told(cond, shown(Conditioning.cat([read(text, True) for text in away]), batch, True))
+
+        def rows_of(negative: bool) -> Conditioning:
+            rows = [read(text, negative) for plan in plans for text in plan.texts(negative)]
+            return shown(Conditioning.cat(rows), batch, negative)
+
+        return Told(rows_of(False), rows_of(True) if guided else None)
 
     needed = (False, True) if guided or any(plan.is_composed for plan in plans) else (False,)
     rows = {(text, negative): read(text, negative) for negative in needed for p in plans for text in p.texts(negative)}
@@ -144,11 +144,6 @@ def _turns(text: str, steps: int, encoder: TextEncoder, compose: bool = True) ->
         return [(0, ((1.0, text),))]
     schedule = parse(text, compose=compose).schedule(steps)
     return [(i, tuple((clause.weight, clause.passage) for clause in clauses)) for i, clauses in schedule]
-
-
-def _as_written(prompt: str | None, said: Said) -> Said:
-    """The prompt itself, where it is nothing but text."""
-    return prompt if prompt is not None and said == ((Span(prompt),),) else said
 
 
 def _is_one_text_each(plans: Sequence[Turns], encoder: TextEncoder) -> bool:
