@@ -15,16 +15,20 @@ from typing import Any
 import _installed  # noqa: F401
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import ldm.generate
+from ldm.checkpoint.configs import CONFIGS
 from ldm.checkpoint.load import load
+from ldm.config import build, load_config
 from ldm.items import Item
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.modules.attention import BasicTransformerBlock
 from ldm.modules.blocks import ResnetBlock
 from ldm.settings import resolve
 
-STEPS = 4
+STEPS = 8
+READERS: ldm.generate.Readers = {}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     model = load("scenes")
     with torch.inference_mode():
+        for family, side in (("sd-v1", 64), ("sdxl-base", 128)):
+            counts(family, side)
         for batch in (1, 4):
             shares(model, batch, options.rounds)
             steps(model, batch, options.rounds)
@@ -42,6 +48,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.compile:
             compiled(model, options.rounds)
     return 0
+
+
+def counts(family: str, side: int) -> None:
+    """The share of the operations of a UNet's call that is in keys and values of the context, by counting them."""
+    with torch.device("meta"):
+        model = build(load_config(CONFIGS / f"{family}.yaml"), family, expected=LatentDiffusion)
+        unet: Any = model.unet
+        x, context = torch.empty(2, 4, side, side), torch.empty(2, 77, unet.context_dim)
+        y = None if unet.y_dim is None else torch.empty(2, unet.y_dim)
+        found = []
+        for work in (lambda: unet(x, torch.ones(2), context, y), lambda: keys_and_values(unet, context)):
+            with FlopCounterMode(display=False) as counter:
+                work()
+            found.append(counter.get_total_flops())
+    print(f"{family}, {side} x {side}: keys and values are {found[1] / found[0]:.4f} of {found[0] / 1e9:.0f} GFLOP")
+
+
+def keys_and_values(unet: nn.Module, context: Tensor) -> list[Tensor]:
+    crosses = [module.attn2 for module in unet.modules() if isinstance(module, BasicTransformerBlock)]
+    return [layer(context) for cross in crosses for layer in (cross.to_k, cross.to_v)]
 
 
 def least(rounds: int, **ways: Callable[[], object]) -> dict[str, float]:
@@ -66,22 +92,23 @@ def shares(model: LatentDiffusion, batch: int, rounds: int) -> None:
     unet: Any = model.unet
     x, t, context = torch.randn(2 * batch, 4, 16, 16), torch.full((2 * batch,), 500.0), torch.randn(2 * batch, 64, 96)
     resnets = [module for module in unet.modules() if isinstance(module, ResnetBlock)]
-    crosses = [module.attn2 for module in unet.modules() if isinstance(module, BasicTransformerBlock)]
 
     def timestep() -> None:
         emb = nn.functional.silu(unet.embed(x, t, None))
         for resnet in resnets:
             resnet.time_emb_proj(emb)
 
-    def keys_and_values() -> list[Tensor]:
-        return [layer(context) for cross in crosses for layer in (cross.to_k, cross.to_v)]
-
-    ways = {"call": lambda: unet(x, t, context), "keys and values": keys_and_values, "timestep": timestep}
-    tell(f"UNet, {2 * batch} rows", least(4 * rounds, **ways))
+    ways = {
+        "call": lambda: unet(x, t, context),
+        "keys and values": lambda: keys_and_values(unet, context),
+        "timestep": timestep,
+    }
+    tell(f"UNet of scenes, {2 * batch} rows", least(4 * rounds, **ways))
 
 
 def draw(model: LatentDiffusion, items: Sequence[Item], scale: float) -> None:
-    for _ in ldm.generate.sample(model, items, resolve(model, steps=STEPS, guidance_scale=scale)):
+    """Steps alone: the texts are read already, but in the first round."""
+    for _ in ldm.generate.sample(model, items, resolve(model, steps=STEPS, guidance_scale=scale), readers=READERS):
         pass
 
 
@@ -101,7 +128,7 @@ def steps(model: LatentDiffusion, batch: int, rounds: int) -> None:
         "guidance 1": lambda: draw(model, items, 1.0),
         "negative = prompt": lambda: draw(model, same, 7.5),
     }
-    tell(f"step of {batch}, text and all", least(rounds, **ways), STEPS)
+    tell(f"step of {batch}", least(rounds, **ways), STEPS)
 
 
 def texts(model: LatentDiffusion, rounds: int) -> None:

@@ -49,7 +49,7 @@ def tiny(filled: Any) -> LatentDiffusion:
     torch.manual_seed(0)
     model = build(load_config(Path(__file__).parent / "tiny.yaml"), "tiny.yaml", expected=LatentDiffusion).eval()
     filled(model.unet)
-    return model
+    return model.double()  # a trace runs attention by other kernels, so the last bits differ
 
 
 @pytest.fixture
@@ -72,6 +72,10 @@ def draw(model: LatentDiffusion, *items: Item, refiner: Refiner | None = None, *
         return list(sample(model, items, settings, refiner=refiner))[-1].x
 
 
+def same(found: Tensor, wanted: Tensor) -> None:
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
+
+
 JOBS: list[tuple[dict[str, Any], list[Item]]] = [
     ({}, [Item("a red cube", "fog", 1)]),
     ({}, [Item("a cone", "fog", 2)]),  # other prompts, where the graph reads them
@@ -92,7 +96,7 @@ def test_pictures_are_those_without_a_graph(
     assert Trace.replays > 3 * len(JOBS) and 4 < Trace.made < len(JOBS)
     monkeypatch.setattr(ldm.generate, "constants_of", Constants)
     for found, (how, items) in zip(replayed, JOBS, strict=True):
-        assert torch.equal(found, draw(tiny, *items, **how)), (how, items)
+        same(found, draw(tiny, *items, **how))
 
 
 def test_one_recording_serves_all_jobs_of_a_shape(tiny: LatentDiffusion, recorders: dict[Any, Recorder]) -> None:
@@ -120,7 +124,7 @@ def test_weights_that_change_in_place_are_heard(tiny: LatentDiffusion, recorders
     after, recorder = draw(tiny, item), recorders.pop(tiny.unet)
     assert Trace.made == 1 and not torch.allclose(before, after)
     assert torch.equal(after, draw(tiny, item)) and Trace.made == 2
-    tiny.double()
+    tiny.float()
     assert recorder.weights != Recorder(tiny.unet, Trace).weights
 
 
@@ -128,7 +132,8 @@ def test_whoever_watches_is_called_in_every_step(tiny: LatentDiffusion, recorder
     layer, seen, item = tiny.unet.mid_block.attentions[0].transformer_blocks[0].attn1, [], Item("a red cube", "fog", 1)
     plain = draw(tiny, item, steps=3, sampler="ddim")
     layer.attention = lambda q, k, v: (seen.append(len(q)), attention(q, k, v))[1]
-    assert torch.equal(draw(tiny, item, steps=3, sampler="ddim"), plain) and seen == [2, 2, 2]
+    same(draw(tiny, item, steps=3, sampler="ddim"), plain)
+    assert seen == [2, 2, 2]
     layer.attention = attention
     hook = tiny.unet.conv_in.register_forward_hook(lambda *_: seen.append("hook"))
     draw(tiny, item, steps=3, sampler="ddim")
@@ -139,6 +144,7 @@ def test_whoever_watches_is_called_in_every_step(tiny: LatentDiffusion, recorder
 
 def test_gradients_and_autocast_see_the_network_itself(tiny: LatentDiffusion) -> None:
     recorder = Recorder(tiny.unet, Trace)
+    tiny.float()
     x, t, context = torch.randn(1, 4, 4, 4), torch.tensor([5.0]), torch.randn(1, 16, 16)
     with recorder():
         tiny.unet(x, t, context).sum().backward()
@@ -158,7 +164,7 @@ def test_a_recording_that_fails_costs_one_line_and_no_picture(
     wanted = draw(tiny, item)
     recorders.clear()
     monkeypatch.setattr(Trace, "record", refuse)
-    assert torch.equal(draw(tiny, item), wanted)
+    same(draw(tiny, item), wanted)
     (line,) = caplog.messages
     assert line.endswith("steps may be slower: operation not permitted when stream is capturing")
 
@@ -170,7 +176,7 @@ def test_recordings_are_bounded_and_made_only_where_they_pay(filled: Any) -> Non
         for _ in range(3):
             for side in range(1, MOST_GRAPHS + 3):
                 x = torch.randn(1, 4, side, 4)
-                assert torch.equal(unet(x, t), UNet.forward(unet, x, t))
+                torch.testing.assert_close(unet(x, t), UNet.forward(unet, x, t))
         assert recorder.recorded == len(recorder.recordings) == MOST_GRAPHS
         for _ in range(WORTH * MOST_GRAPHS):
             unet(torch.randn(1, 4, 2, 4), t)
