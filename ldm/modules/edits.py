@@ -23,10 +23,10 @@ def instead(forwards: Mapping[nn.Module, Callable[..., Tensor]]) -> Iterator[Non
             vars(module)["forward"] = forward
         yield
     finally:
-        for module, forward in before.items():
+        for module, own in before.items():
             vars(module).pop("forward", None)
-            if forward is not None:
-                vars(module)["forward"] = forward
+            if own is not None:
+                vars(module)["forward"] = own
 
 
 @contextmanager
