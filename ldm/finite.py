@@ -9,16 +9,17 @@ from torch import Tensor
 class NonFiniteError(RuntimeError):
     """NaN or infinity where a picture should be; the message names the stage."""
 
-    def __init__(self, stage: str, dtype: torch.dtype) -> None:
-        super().__init__(
-            f"NaN or infinity in {stage}, in {str(dtype).removeprefix('torch.')}: "
-            "no picture was made of it; try full precision, or a smaller guidance scale"
-        )
+
+def _found(stage: str, dtype: torch.dtype) -> NonFiniteError:
+    return NonFiniteError(
+        f"NaN or infinity in {stage}, in {str(dtype).removeprefix('torch.')}: "
+        "no picture was made of it; try full precision, or a smaller guidance scale"
+    )
 
 
 def check_finite(x: Tensor, stage: str, dtype: torch.dtype) -> None:
     if not bool(torch.isfinite(x).all()):
-        raise NonFiniteError(stage, dtype)
+        raise _found(stage, dtype)
 
 
 class Watch:
@@ -39,4 +40,4 @@ class Watch:
         stages, flags = [stage for stage, _ in self._seen], [flag for _, flag in self._seen]
         self._seen.clear()
         if flags and not all(finite := torch.stack(flags).tolist()):
-            raise NonFiniteError(stages[finite.index(False)], self.dtype)
+            raise _found(stages[finite.index(False)], self.dtype)
