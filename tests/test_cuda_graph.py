@@ -170,7 +170,7 @@ def test_a_recording_that_fails_costs_one_line_and_no_picture(
 
 
 def test_recordings_are_bounded_and_made_only_where_they_pay(filled: Any) -> None:
-    unet = filled(UNet(block_out_channels=(32,), attention_levels=False, head_channels=16, layers_per_block=1))
+    unet = filled(UNet(block_out_channels=(32,), attention_levels=False, head_channels=16, layers_per_block=1)).eval()
     recorder, t = Recorder(unet, Trace), torch.tensor([5.0])
     with torch.inference_mode(), recorder():
         for _ in range(3):
