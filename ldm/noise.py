@@ -76,10 +76,10 @@ class BrownianNoise:
             raise ValueError(f"a batch of {x.shape[0]} needs as many seeds, got {len(self.seeds)}: {self.seeds}")
         start, end, shape = float(sigma), float(sigma_next), tuple(x.shape[1:])
         if end > start:
-            return self._normal(f"{start:.5e}:{end:.5e}", shape).to(x.dtype).to(x.device)
+            return _sent(self._normal(f"{start:.5e}:{end:.5e}", shape), x)
         low = _level(end)
         high = max(_level(start), low + 1)
-        return (self._increment(high, low, shape) / math.sqrt(_sigma(high) - _sigma(low))).to(x.dtype).to(x.device)
+        return _sent(self._increment(high, low, shape) / math.sqrt(_sigma(high) - _sigma(low)), x)
 
     def _increment(self, high: int, low: int, shape: tuple[int, ...]) -> Tensor:
         """W at one level less W at another, (B, *shape) float64."""
@@ -102,6 +102,11 @@ class BrownianNoise:
 
     def _normal(self, key: str, shape: tuple[int, ...]) -> Tensor:
         return keyed_noise(self.seeds, shape, f"{self.purpose}:{key}")
+
+
+def _sent(noise: Tensor, x: Tensor) -> Tensor:
+    """Like x, on its device; CUDA has its own copy when the call returns, so nobody waits."""
+    return noise.to(x.dtype).to(x.device, non_blocking=not x.is_mps)
 
 
 def _levy(place: float) -> Iterator[tuple[int, float]]:

@@ -18,7 +18,9 @@ from _output import Bar, Interrupts, Output
 from _prepare import prepare, read_pictures
 from _profile import profiled
 from _record import DTYPES, check_weights, compare, source, take_over
+from _speed import hasten
 
+from ldm.backends import check_backend, pinned
 from ldm.checkpoint.load import load
 from ldm.checkpoint.onnx_folder import load_onnx
 from ldm.generate import Progress, Result, generate
@@ -65,6 +67,8 @@ def draw(options: argparse.Namespace, listener: Listener = NOBODY) -> int:
     model = _load(options, device, dtype)
     refiner = _load_refiner(options, str(model.device), dtype)  # an ONNX model is on the CPU, for torch
     autoguide = _load_autoguide(options, str(model.device), dtype)
+    check_backend(options.attention, device, dtype)
+    hasten(options, (model, refiner.model if refiner is not None else None, autoguide))
     settings, hints = prepare(options, model, pictures)
     made_by = source(options, model, device, precision)
     if original is not None:
@@ -79,6 +83,7 @@ def draw(options: argparse.Namespace, listener: Listener = NOBODY) -> int:
         Bar(settings, items, options.n_samples) as bar,
         _autocast(device, precision),
         profiled(options.profile, networks, model.device.type, model.dtype),
+        pinned(options.attention),
     ):
 
         def on_step(progress: Progress) -> None:

@@ -11,6 +11,7 @@ from ldm.names import SAMPLERS, SPACINGS
 
 Option = tuple[str, Any, str | None, str]  # names, type or True for a switch, metavar, help
 
+ATTENTION = ("auto", "math", "flash", "efficient", "cudnn")
 PRECISIONS = ("full", "autocast", "fp16", "bf16")
 BACKENDS = ("torch", "onnx", "tensorrt")  # the others draw with a folder of scripts/export_onnx.py
 WITH_TORCH = {  # options that only torch's networks have, and what else to do
@@ -151,6 +152,8 @@ MODEL: tuple[Option, ...] = (
     ("--device", one_of("auto", "cpu", "cuda", "mps"), "NAME", "auto, cpu, cuda, mps (auto)"),
     ("--backend", one_of(*BACKENDS), "NAME", "what computes the networks: torch, or of an ONNX folder onnx, tensorrt"),
     ("--precision", one_of(*PRECISIONS), "NAME", f"{', '.join(PRECISIONS)} (fp16 on a GPU, else full)"),
+    ("--attention", one_of(*ATTENTION), "NAME", f"kernel of attention: {', '.join(ATTENTION)} (auto: torch chooses)"),
+    ("--compile", True, None, "compile the UNet's blocks first: minutes for a large one, kept in ~/.cache/ldm/kernels"),
 )
 RUN: tuple[Option, ...] = (
     ("--settings", str, "YAML", "more options, by name; those given here win (scripts/optimize writes such a file)"),

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from _guidance import parameters, take_over_guidance
-from _options import BACKENDS, OPTION_NAMES, OWN_DEFAULTS, PARTS, PICTURES, REFINE_AT
+from _options import ATTENTION, BACKENDS, OPTION_NAMES, OWN_DEFAULTS, PARTS, PICTURES, REFINE_AT
 from PIL import ImageChops
 from PIL.PngImagePlugin import PngInfo
 
@@ -65,6 +65,8 @@ def source(options: argparse.Namespace, model: LatentDiffusion, device: str, pre
         "backend": options.backend,
         "dtype": str(DTYPES[precision]).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "attention": options.attention or "auto",
+        "compile": options.compile,
         "pictures": {name: {"file": file, "sha256": sha256(file)} for name, file in picture_files(options).items()},
         "own": {name: getattr(options, name) for name in OWN_DEFAULTS[options.command]},
     }
@@ -173,6 +175,8 @@ def take_over(options: argparse.Namespace) -> dict[str, Any]:
             setattr(options, name, getattr(options, name) or model.get("parts", {}).get(name, {}).get("file"))
         options.device = options.device or str(request["device"])
         options.backend = {name: name for name in BACKENDS}[request.get("backend", "torch")]
+        options.attention = {name: name for name in ATTENTION}[request.get("attention", "auto")]
+        options.compile = request.get("compile") is True  # pictures made before there was either have neither
         for name in PICTURES:
             setattr(options, name, getattr(options, name, None) or pictures.get(name, {}).get("file"))
         threads, _ = int(request["threads"]), (items[request["index"]], model["sha256"])
