@@ -106,6 +106,8 @@ def vae_config(ours: Params) -> dict[str, Any]:
         "down_block_types": ("DownEncoderBlock2D",) * len(widths),
         "up_block_types": ("UpDecoderBlock2D",) * len(widths),
         "scaling_factor": ours["scaling_factor"],
+        "norm_num_groups": ours.get("norm_num_groups", 32),
+        "mid_block_add_attention": ours.get("mid_attention", True),
         "force_upcast": False,
     }
 
