@@ -100,7 +100,7 @@ def unet_config(params: Params) -> dict[str, Any]:
 def vae_config(ours: Params) -> dict[str, Any]:
     widths = tuple(ours["block_out_channels"])
     return {
-        "latent_channels": ours["latent_channels"],
+        "latent_channels": ours.get("latent_channels", 4),
         "block_out_channels": widths,
         "layers_per_block": ours["layers_per_block"],
         "down_block_types": ("DownEncoderBlock2D",) * len(widths),

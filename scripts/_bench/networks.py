@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -162,7 +163,8 @@ def against_openvino(bench: Bench) -> Iterator[Line]:
         def forward(self, x: Any, t: Any, context: Any) -> Any:
             return self.unet(x, t, encoder_hidden_states=context).sample
 
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of tracing: the shape is static
         graph = openvino.convert_model(
             Plain(theirs), example_input=examples, input=[tuple(example.shape) for example in examples]
         )

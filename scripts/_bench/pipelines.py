@@ -23,6 +23,10 @@ def pixels(results: Sequence[Any]) -> Any:
     return torch.stack([torch.from_numpy(np.array(getattr(one, "image", one))) for one in results]).float()
 
 
+def dtype_name(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def draw_ours(model: Any, **options: Any) -> Any:
     import ldm
 
@@ -70,23 +74,28 @@ def txt2img_sd1(bench: Bench) -> Iterator[Line]:
         best = Theirs(shared_copy(theirs.unet).to(memory_format=torch.channels_last), theirs.vae, theirs.towers)
         model = file.ours_by_default()
         tokens = model.text_encoder.tokenize([PROMPT, ""])
+        is_same = model.dtype == torch.float32
 
         def draw(modules: Any) -> Callable[[], Any]:
             pipe = their_pipeline(file, modules)
             return lambda: draw_theirs(pipe, modules.towers, tokens, size, steps, 7.5)
 
-        sides = {
-            "ours": lambda: draw_ours(model, height=size, width=size, steps=steps, guidance_scale=7.5),
-            INSTALLED: draw(theirs),
-            BEST: draw(best),
-        }
+        def ours(model: Any) -> Callable[[], Any]:
+            return lambda: draw_ours(model, height=size, width=size, steps=steps, guidance_scale=7.5)
+
+        sides = {"float32": ours(model if is_same else file.ours(torch.float32))}
+        sides |= {INSTALLED: draw(theirs), BEST: draw(best)} | ({} if is_same else {"default": ours(model)})
         turns = take_turns(sides, bench.rounds, counted=INSTALLED)
-        least = floor(turns.operations[INSTALLED], model.dtype, tiny=bench.tiny)
-    dtype = str(model.dtype).removeprefix("torch.")
-    same = ">= 1.25" if model.dtype == torch.float32 else ">= 2.0"
-    for peer, must in ((INSTALLED, same), (BEST, "")):
-        off = error(turns.outputs["ours"], turns.outputs[peer])
-        yield Line(f"ours {dtype}, {peer}, float32", turns.seconds["ours"], turns.seconds[peer], must, least, off)
+    for mine, peer, must in (
+        ("float32", INSTALLED, ">= 1.25"),
+        ("float32", BEST, ""),
+        ("float32" if is_same else "default", INSTALLED, ">= 2.0"),
+    ):
+        dtype = torch.float32 if mine == "float32" else model.dtype
+        least = floor(turns.operations[INSTALLED], dtype, tiny=bench.tiny)
+        off = error(turns.outputs[mine], turns.outputs[peer])
+        what = f"by default ({dtype_name(dtype)})" if must == ">= 2.0" else "float32"
+        yield Line(f"{what}, {peer} (float32)", turns.seconds[mine], turns.seconds[peer], must, least, off)
 
 
 @row("guidance-1", "SD 1, 256 x 256: a step at guidance 1 over one at 7.5")
@@ -99,7 +108,7 @@ def guidance_1(bench: Bench) -> Iterator[Line]:
         model = checkpoint(bench, "sd-v1").ours_by_default()
         pairs = [(step_seconds(model, size, 1.0), step_seconds(model, size, 7.5)) for _ in range(bench.rounds)]
     one, both = (statistics.median(times) for times in zip(*pairs, strict=True))
-    what = f"guidance 1, against ours at 7.5, {str(model.dtype).removeprefix('torch.')}"
+    what = f"guidance 1, against ours at 7.5, {dtype_name(model.dtype)}"
     yield Line(what, one, both, must="<= 0.52", value=one / both, note="ratio is ours over ours")
 
 

@@ -51,8 +51,9 @@ def train_step(bench: Bench) -> Iterator[Line]:
     # the optimizer reads weight, gradient and two moments, and writes three of them
     least = floor(turns.operations[INSTALLED], torch.float32, tiny=bench.tiny)
     least += floor(0, torch.float32, weights=7 * weights, tiny=bench.tiny)
+    losses = {name: once() for name, once in sides.items()}  # after as many steps of each
     for peer in list(sides)[1:]:
-        off = error(turns.outputs["ours"], turns.outputs[peer])
+        off = error(losses["ours"], losses[peer])
         must = ">= 1.1" if peer == INSTALLED else ""
         yield Line(f"float32, {peer}", turns.seconds["ours"], turns.seconds[peer], must, least, off)
 
