@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from _device import find_device
 from _guidance import make_guidance
+from _manifest import Job
 from _options import REFINE_AT
 from _output import Bar, Interrupts, Output
 from _prepare import prepare, read_pictures
@@ -34,6 +35,11 @@ def draw(options: argparse.Namespace) -> int:
     for scale in options.scale or ():
         guidance.check_scale(scale)
     device, precision = choose_device(options)
+    items = make_items(options)
+    job = Job(options, folder, items, device, precision)  # --resume is looked into before a model is loaded
+    if job.is_finished:
+        print(f"{job.path}: all of its {len(items)} pictures are there")
+        return 0
 
     if options.plugin is not None:
         load_plugin(options.plugin)
@@ -47,10 +53,10 @@ def draw(options: argparse.Namespace) -> int:
     if original is not None:
         check_weights(options, original, made_by)
 
-    items = make_items(options)
     _tell_what_is_cut(model, items)
-    output = Output(options, folder, model, made_by, only=None if original is None else original["index"])
-    with Interrupts() as interrupts, Bar(settings, items, options.n_samples) as bar, _autocast(device, precision):
+    autocast = _autocast(device, precision)
+    with job, Interrupts() as interrupts, Bar(settings, job.todo, options.n_samples) as bar, autocast:
+        output = Output(options, job, model, settings, made_by, only=None if original is None else original["index"])
 
         def on_step(progress: Progress) -> None:
             output.step(progress)
@@ -58,7 +64,7 @@ def draw(options: argparse.Namespace) -> int:
 
         drawn = generate(
             model,
-            items,
+            job.todo,
             settings,
             hints,
             batch_size=options.n_samples,
@@ -66,14 +72,15 @@ def draw(options: argparse.Namespace) -> int:
             refiner=refiner,
             autoguide=autoguide,
         )
-        for result in drawn:
-            output.picture(result)
+        for place, result in zip(job.places, drawn, strict=True):
+            output.picture(result, place)
             bar.picture()
             if interrupts.asked and result.index == len(result.batch) - 1:
                 break
-    output.finish()
+        output.finish()
     if interrupts.asked:
-        print(f"stopped after {bar.pictures} of {len(items)} pictures", file=sys.stderr)
+        more = "; --resume goes on" if job.path else ""
+        print(f"stopped after {bar.pictures} of {len(job.todo)} pictures{more}", file=sys.stderr)
         return 130
     return 0 if options.reproduce is None else compare(options.reproduce, output.paths[0])
 

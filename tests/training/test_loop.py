@@ -77,7 +77,7 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_is_touched(tmp_path):
     with pytest.raises(DivergedError, match="step 0: loss nan"):
         next(t.run(batch, lambda x, g: t.model(x).mean() * math.nan))
     assert all(torch.equal(a, b) for a, b in zip(before, t.model.parameters(), strict=True))
-    assert not (tmp_path / "last.pt").exists()
+    assert not (tmp_path / "last.safetensors").exists()
 
 
 def test_losses_are_logged_as_means(tmp_path):
