@@ -16,7 +16,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ldm.files import atomic, claimed, sweep, write_text
-from ldm.images import open_image
+from ldm.images import check_whole, open_image
 
 CHUNK = "ldm"  # the text chunk with the whole request as JSON; `parameters` beside it is for other programs
 
@@ -52,6 +52,7 @@ def read_request(path: str | Path) -> dict[str, Any]:
     with open_image(path) as image:
         try:
             image.load()
+            check_whole(image, path)
             text = getattr(image, "text", {}).get(CHUNK)
         except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"{path}: the picture is broken or cut off ({error})") from error

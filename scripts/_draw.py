@@ -55,7 +55,7 @@ def draw(options: argparse.Namespace) -> int:
 
     _tell_what_is_cut(model, items)
     autocast = _autocast(device, precision)
-    with job, Interrupts() as interrupts, Bar(settings, job.todo, options.n_samples) as bar, autocast:
+    with job, Interrupts() as interrupts, Bar(settings, job.todo, job.batch_size) as bar, autocast:
         output = Output(options, job, model, settings, made_by, only=None if original is None else original["index"])
 
         def on_step(progress: Progress) -> None:
@@ -67,7 +67,7 @@ def draw(options: argparse.Namespace) -> int:
             job.todo,
             settings,
             hints,
-            batch_size=options.n_samples,
+            batch_size=job.batch_size,
             on_step=on_step,
             refiner=refiner,
             autoguide=autoguide,

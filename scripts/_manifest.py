@@ -40,7 +40,8 @@ class Job:
 
     def __init__(self, options: argparse.Namespace, folder: Folder, items: Sequence[Item], *about: str) -> None:
         """about: device and precision. With --resume, ValueError for a job that was begun with other options."""
-        self.options, self.folder, self.items, self.batch_size = options, folder, items, options.n_samples
+        self.options, self.folder, self.items = options, folder, items
+        self.batch_size = options.n_samples  # of a job that is resumed, what it was begun with
         self.path: Path | None = None
         self.digest: str | None = None  # what its pictures tell it by
         self._names: list[str] = []
@@ -115,6 +116,7 @@ class Job:
         return tree | {
             "format": FORMAT,
             "hash": _hash(tree),
+            "batch_size": self.batch_size,
             "threads": torch.get_num_threads(),
             "next": {"": first + len(names) * is_named, "grid-": first_grid + grids},
             "grids": [f"grid-{first_grid + i:05}" for i in range(grids)],
@@ -155,7 +157,7 @@ class Job:
     def _take(self, path: Path) -> None:
         tree = _read(path)
         self._names, self._grids = [item["name"] for item in tree["items"] if "name" in item], tree["grids"]
-        self.path, self.digest = path, tree["hash"]
+        self.path, self.digest, self.batch_size = path, tree["hash"], int(tree["batch_size"])
         torch.set_num_threads(max(1, int(tree["threads"])))  # the threads split sums among them
 
     def _check(self) -> None:

@@ -86,12 +86,11 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
 def synthesize(path: Path, family: str, dtype: str) -> None:
     """A file in the original layout of the family, at full size; its weights are pieces of the same random numbers."""
     import torch
-    from safetensors.torch import save_file
-
     from ldm.checkpoint import single_file
     from ldm.checkpoint.configs import find_config
     from ldm.checkpoint.meta import on_meta
     from ldm.checkpoint.read import Weights
+    from ldm.checkpoint.write import write
     from ldm.config import build
 
     tree, source = find_config(Weights({}), path, family)
@@ -100,7 +99,7 @@ def synthesize(path: Path, family: str, dtype: str) -> None:
     pool = torch.randn(1 << 22, generator=torch.Generator().manual_seed(0)).mul_(0.02)
     pool = pool.to({"fp16": torch.float16, "fp32": torch.float32}[dtype])
     repeats = {name: -(-shape.numel() // len(pool)) for name, shape in shapes.items()}
-    save_file({n: pool.repeat(repeats[n])[: shape.numel()].reshape(shape) for n, shape in shapes.items()}, path)
+    write(path, {n: pool.repeat(repeats[n])[: shape.numel()].reshape(shape) for n, shape in shapes.items()})
 
 
 def describe(path: Path, configs: Path, family: str | None) -> str:
@@ -108,10 +107,11 @@ def describe(path: Path, configs: Path, family: str | None) -> str:
     from ldm.checkpoint.diffusers_save import save_configs
     from ldm.checkpoint.load import skeleton
     from ldm.checkpoint.read import CheckpointError
+    from ldm.files import write_text
 
     found = skeleton(path, family)
-    configs.mkdir()
-    (configs / "tree.json").write_text(json.dumps(found.tree))
+    configs.mkdir(exist_ok=True)
+    write_text(configs / "tree.json", json.dumps(found.tree))
     try:
         save_configs(found.model, found.tree, configs)
     except CheckpointError:

@@ -33,6 +33,7 @@ def test_everything_at_once_is_reproduced(txt2img: Run, make_tiny: Callable[...,
     assert txt2img(*DRAW, *options, "--n_samples", 3, "--skip-grid") == 0
     assert sorted(glob("*.png", root_dir="outputs")) == ["00000-0.png", "00001-1.png", "00002-2.png"]
     request = read_request("outputs/00001-1.png")
+    assert len(request.pop("job")) == 64
     assert request["settings"]["guidance"] == {
         "rescale": 0.7,
         "threshold": 0.9,

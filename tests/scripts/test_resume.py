@@ -133,7 +133,7 @@ def test_other_options_are_refused_with_the_difference(
     Path("longer.txt").write_text("a red cube\na cone\na blue sphere\na dog")
     assert txt2img(*SIX) == 0
     Path("outputs/00005-5.png").unlink()
-    before = contents("outputs")
+    before, _ = contents("outputs"), capsys.readouterr()
     monkeypatch.setattr("_draw.load", lambda *_, **__: pytest.fail("a model was loaded"))
     assert txt2img(*SIX, *options, "--resume") == 2
     error = capsys.readouterr().err

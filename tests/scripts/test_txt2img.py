@@ -12,8 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from ldm.checkpoint.read import read
+from ldm.checkpoint.write import write
 from ldm.png import read_request
 
 Run = Callable[..., int]
@@ -264,9 +267,8 @@ def test_reproduce_notices_what_it_cannot_keep(txt2img: Run, tiny_file: Path, ca
     )
     assert txt2img("--reproduce", "other.png", "--steps", 3) == 2
     assert "leave out --steps" in capsys.readouterr().err
-    changed = bytearray(tiny_file.read_bytes())
-    changed[-1] ^= 1
-    Path("changed.safetensors").write_bytes(changed)
+    weights = read(tiny_file)
+    write("changed.safetensors", weights.tensors | {"unet.conv_in.bias": torch.ones(32)}, weights.metadata)
     assert txt2img("--reproduce", "outputs/00000-0.png", "--model", "changed.safetensors") == 2
     assert "--model changed.safetensors: not the file that drew" in capsys.readouterr().err
 
@@ -405,17 +407,17 @@ def test_a_plugin_runs_before_the_model_is_built(txt2img: Run, capsys: Capture) 
 
 
 def test_a_full_disk_loses_nothing(txt2img: Run, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    import ldm.png
+    import _output
 
-    write, calls = ldm.png.write_png, []
+    write, calls = _output.write_png, []
 
-    def full(*arguments: Any) -> None:
+    def full(*arguments: Any, **options: Any) -> None:
         calls.append(arguments)
         if len(calls) > 1:
             raise OSError(28, "No space left on device")
-        write(*arguments)
+        write(*arguments, **options)
 
-    monkeypatch.setattr(ldm.png, "write_png", full)
+    monkeypatch.setattr(_output, "write_png", full)
     assert txt2img(*DRAW, "--n_iter", 3) == 1
     assert "No space left on device" in capsys.readouterr().err
     assert files() == ["00000-0.png"]
