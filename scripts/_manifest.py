@@ -1,8 +1,8 @@
 """A job of several pictures: what it is to make is written down first, so that --resume finishes it, bit for bit.
 
 The manifest, job-00000.json in the output folder, lists every picture with its name, and every option and file that the
-pictures depend on. It never changes: what is finished is what is there under those names. Batches are drawn again whole,
-since a picture's last bits depend on its company, and only what is missing of them is written.
+pictures depend on. It never changes: what is finished is what is there under those names. Batches are drawn again
+whole, since a picture's last bits depend on its company, and only what is missing of them is written.
 """
 
 from __future__ import annotations
@@ -27,9 +27,18 @@ from ldm.png import Folder, read_request
 
 FORMAT = "ldm job 1"
 GRID_LIMIT = 100  # pictures in one grid; more make several
-ELSEWHERE = {"outdir", "debug", "resume", "reproduce", "explain"}  # options that change nothing in the pictures,
-ELSEWHERE |= {"command", "prompt", "prompts", "negative_prompt", "from_file", "classes", "device", "precision"}  # or are
-Tree = dict[str, Any]  # listed otherwise
+ELSEWHERE = {"outdir", "debug", "resume", "reproduce", "explain"}  # options that change nothing in the pictures
+LISTED = {
+    "command",
+    "prompt",
+    "prompts",
+    "negative_prompt",
+    "from_file",
+    "classes",
+    "device",
+    "precision",
+}  # as they act
+Tree = dict[str, Any]  # as JSON has it
 
 
 class Job:
@@ -128,7 +137,11 @@ class Job:
         device, precision = self._about
         where = torch.cuda.get_device_name() if device == "cuda" else device
         made = {"ldm": our_version(), "torch": torch.__version__, "--device": where, "--precision": precision}
-        asked = {f"--{k.replace('_', '-')}": _content(k, v) for k, v in vars(self.options).items() if k not in ELSEWHERE}
+        asked = {
+            f"--{k.replace('_', '-')}": _content(k, v)
+            for k, v in vars(self.options).items()
+            if k not in ELSEWHERE | LISTED
+        }
         tree = {
             "command": self.options.command,
             "parameters": {k: v for k, v in (made | asked).items() if v is not None and v is not False},

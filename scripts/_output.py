@@ -24,6 +24,7 @@ from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.png import write_png
 from ldm.settings import Settings
 
+
 class Output:
     """Saves each picture at once, keeps the intermediate ones until then, and collects the grid."""
 
@@ -95,11 +96,15 @@ class Output:
         columns = self.options.n_rows or (self.options.n_samples if self.options.n_samples > 1 else None)
         for path, places in self.job.missing_grids():
             if all(place in self._for_grid or place in self.job.there for place in places):
-                shown = [self._for_grid.pop(place, None) or images.load_image(self.job.picture(place)) for place in places]
+                shown = [
+                    self._for_grid.pop(place, None) or images.load_image(self.job.picture(place)) for place in places
+                ]
                 size, start = self.job.batch_size, places[0] // self.job.batch_size * self.job.batch_size
                 batch = tuple(self.job.items[start : start + size])
                 first = Result(shown[0], self.settings, batch, places[0] - start)
-                write_png(images.grid(shown, columns), path, describe(first, self.made_by, shows="grid"), exclusive=True)
+                write_png(
+                    images.grid(shown, columns), path, describe(first, self.made_by, shows="grid"), exclusive=True
+                )
                 self.grids.append(path)
 
     def _save_frames(self, folder: Path, frames: Sequence[tuple[str, Image.Image]], result: Result) -> None:

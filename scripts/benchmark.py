@@ -86,6 +86,7 @@ def alone(function: Callable[..., Any], *arguments: Any) -> Any:
 def synthesize(path: Path, family: str, dtype: str) -> None:
     """A file in the original layout of the family, at full size; its weights are pieces of the same random numbers."""
     import torch
+
     from ldm.checkpoint import single_file
     from ldm.checkpoint.configs import find_config
     from ldm.checkpoint.meta import on_meta

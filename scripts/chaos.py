@@ -1,7 +1,7 @@
 """Kill a job at random moments, resume it, and compare what comes out with what an undisturbed one makes.
 
 `batch`: pictures from prompts (txt2img.py --resume). `train`: a small autoencoder (train_autoencoder.py). Every process
-ends by SIGKILL; after each, whatever has a final name must be readable. Exit status 1 if anything is not as it should be.
+ends by SIGKILL; after each, whatever has a final name must be readable. Exit status 1 if anything is not as it should.
 """
 
 from __future__ import annotations
@@ -152,7 +152,16 @@ def drawing(options: argparse.Namespace, folder: Path) -> Work:
     from ldm.files import write_text
 
     write_text(folder / "prompts.txt", "\n".join(WORDS[i % len(WORDS)] for i in range(options.pictures)))
-    given = ["--from-file", folder / "prompts.txt", "--model", options.model, "--steps", options.steps, "--n-samples", 2]
+    given = [
+        "--from-file",
+        folder / "prompts.txt",
+        "--model",
+        options.model,
+        "--steps",
+        options.steps,
+        "--n-samples",
+        2,
+    ]
     given += ["--H", options.size, "--W", options.size, "--device", "cpu", "--resume", "--outdir"]
     return lambda target: draw("txt2img", [str(word) for word in (*given, target)])
 

@@ -18,6 +18,7 @@ from torch import Tensor
 KEY = "checksums"  # of the header, with eight zeros for this one, and of the tensors, in the order of their bytes
 MARK = {"checked": "crc32"}  # beside it, so that a file whose KEY is damaged does not look like a foreign one
 _THREADS = 4
+_WORTH_THREADS = 1 << 20  # numbers
 
 
 def in_order(entries: Mapping[str, Any]) -> list[str]:
@@ -27,6 +28,8 @@ def in_order(entries: Mapping[str, Any]) -> list[str]:
 
 def of_tensors(tensors: list[Tensor]) -> list[int]:
     """zlib lets other threads run, and a disk is faster asked by several."""
+    if sum(tensor.numel() for tensor in tensors) < _WORTH_THREADS:
+        return [zlib.crc32(as_bytes(tensor)) for tensor in tensors]
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
         return list(pool.map(lambda tensor: zlib.crc32(as_bytes(tensor)), tensors))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import pickletools
+import struct
 import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -140,7 +141,7 @@ def _read_pickle(path: Path, *, is_zip: bool) -> dict[str, Tensor]:
             f"{path}: holds objects that are not tensors, which could run code, or is damaged; expected plain weights: "
             "convert it to safetensors where you trust it"
         ) from None  # torch's own text advises to switch the protection off
-    except (RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError) as error:
+    except (RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, struct.error) as error:
         raise CheckpointError(f"{path}: not readable as a torch checkpoint; {_AGAIN}") from error
     return _flat(contents, path)
 

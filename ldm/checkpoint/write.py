@@ -12,16 +12,16 @@ from torch import Tensor
 from ldm.checkpoint import checksums
 from ldm.files import atomic
 
-DTYPES = {
+DTYPES = {  # in the order in which the safetensors library lays them
+    torch.int64: "I64",
     torch.float64: "F64",
     torch.float32: "F32",
-    torch.float16: "F16",
+    torch.int32: "I32",
     torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int16: "I16",
     torch.float8_e4m3fn: "F8_E4M3",
     torch.float8_e5m2: "F8_E5M2",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
     torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
@@ -29,12 +29,17 @@ DTYPES = {
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """The tensors, on the CPU, without a copy of them all in memory. The widest numbers come first, by name."""
+    """The tensors, on the CPU, without a copy of them all in memory. Ordered by dtype, then by name."""
+    order = list(DTYPES)
     kept = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     entries, end = {}, 0
-    for name in sorted(kept, key=lambda name: (-kept[name].element_size(), name)):
+    for name in sorted(kept, key=lambda name: (order.index(kept[name].dtype), name)):
         start, end = end, end + kept[name].numel() * kept[name].element_size()
-        entries[name] = {"dtype": DTYPES[kept[name].dtype], "shape": list(kept[name].shape), "data_offsets": [start, end]}
+        entries[name] = {
+            "dtype": DTYPES[kept[name].dtype],
+            "shape": list(kept[name].shape),
+            "data_offsets": [start, end],
+        }
     names = checksums.in_order(entries)
     header = _header(entries, metadata or {}, checksums.of_tensors([kept[name] for name in names]))
     with atomic(path) as file:

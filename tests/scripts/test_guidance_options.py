@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-from glob import glob
 from collections.abc import Callable
+from glob import glob
 from pathlib import Path
 
 import pytest

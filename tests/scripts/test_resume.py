@@ -28,7 +28,9 @@ def prompts(tmp_path: Path) -> None:
 
 
 def contents(folder: str | Path) -> dict[str, bytes]:
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in Path(folder).rglob("*") if file.is_file()}
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes() for file in Path(folder).rglob("*") if file.is_file()
+    }
 
 
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
