@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint import checksums
+from ldm.checkpoint.read import CheckpointError
 from ldm.files import atomic
 
 DTYPES = {  # in the order in which the safetensors library lays them
@@ -29,9 +30,12 @@ DTYPES = {  # in the order in which the safetensors library lays them
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """The tensors, on the CPU, without a copy of them all in memory. Ordered by dtype, then by name."""
+    """Ordered by dtype, then by name. CheckpointError for a dtype that the format has not."""
     order = list(DTYPES)
-    kept = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    odd = next((name for name, tensor in kept.items() if tensor.dtype not in DTYPES), None)
+    if odd is not None:
+        raise CheckpointError(f"{path}: {odd} is of {kept[odd].dtype}, which no .safetensors file holds; convert it")
     entries, end = {}, 0
     for name in sorted(kept, key=lambda name: (order.index(kept[name].dtype), name)):
         start, end = end, end + kept[name].numel() * kept[name].element_size()

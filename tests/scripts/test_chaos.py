@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ FAULTS = ("unreadable", "lost", "duplicates", "different", "leftovers", "failed"
 
 def chaos(*options: object) -> dict[str, Any]:
     command = [sys.executable, str(SCRIPTS / "chaos.py"), *map(str, options), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(SCRIPTS.parent)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
