@@ -169,17 +169,16 @@ def drawing(options: argparse.Namespace, folder: Path) -> Work:
 def training(options: argparse.Namespace, folder: Path) -> Work:
     import _train
     import matplotlib.figure  # noqa: F401
+    from PIL import Image
 
-    from ldm.data.scenes import render, sample_scene
     from ldm.files import write_text
-    from ldm.images import to_images
     from ldm.png import write_png
     from ldm.training import run  # noqa: F401
 
     (folder / "pictures").mkdir(exist_ok=True)
     for i in range(6):
-        (picture,) = to_images(render(sample_scene(i))[None] * 2 - 1)
-        write_png(picture.resize((16, 16)), folder / "pictures" / f"{i}.png")
+        picture = Image.linear_gradient("L").rotate(60 * i).resize((16, 16)).convert("RGB")
+        write_png(picture, folder / "pictures" / f"{i}.png")
     network = {"block_out_channels": [8, 8], "layers_per_block": 1, "mid_attention": False, "norm_num_groups": 4}
     steps = {"steps": options.steps, "batch_size": 2, "learning_rate": 1e-3, "save_every": 5, "log_every": 3}
     params = {
