@@ -1,4 +1,4 @@
-"""What verifying checksums costs: seconds to read a file of 2.15 GB, from the disk and from memory; GB/s of each code."""
+"""What verifying checksums costs: seconds to read 2.15 GB, from the disk and from memory; and GB/s of several codes."""
 
 from __future__ import annotations
 
