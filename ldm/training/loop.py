@@ -20,7 +20,7 @@ from ldm.config import register
 from ldm.files import append_line, sweep, write_text
 from ldm.noise import seed_of
 from ldm.training.muon import Muon, suits_muon
-from ldm.training.state import load_old_state, load_state, save_state
+from ldm.training.state import lay_out, load_old_state, load_state, save_state
 
 Batch = Any
 Loss = Callable[[Batch, torch.Generator], Tensor]
@@ -101,6 +101,7 @@ class Trainer:
                 self.ema.load_state_dict(state["ema"])
                 for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
                     optimizer.load_state_dict(kept)
+                    lay_out(optimizer)
             except (RuntimeError, ValueError, KeyError) as error:
                 raise ValueError(f"{path}: the checkpoint of another model; choose another folder") from error
             self.step, self.unlogged = state["step"], state["unlogged"]

@@ -53,6 +53,14 @@ def load_old_state(path: Path) -> State:
     return {"unlogged": []} | state
 
 
+def lay_out(optimizer: torch.optim.Optimizer) -> None:
+    """In memory as the parameters are (channels last, say), which a file does not tell: fused optimizers walk memory."""
+    for parameter, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                state[name] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
 def _optimizer(number: int, plain: Mapping[str, Any]) -> State:
     state: dict[int, dict[str, Any]] = {}
     for i, name, value in plain["rest"]:
