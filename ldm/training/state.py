@@ -54,7 +54,7 @@ def load_old_state(path: Path) -> State:
 
 
 def lay_out(optimizer: torch.optim.Optimizer) -> None:
-    """In memory as the parameters are (channels last, say), which a file does not tell: fused optimizers walk memory."""
+    """In memory as the parameters are (channels last, say), as no file tells: fused optimizers walk through memory."""
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
