@@ -127,6 +127,8 @@ def _check(options: argparse.Namespace) -> None:
         one = options.from_file is None
         options.prompts = [options.prompt] * options.n_samples if one else _read_prompts(options.from_file)
     count = len(options.prompts) * options.repeat * options.n_iter
+    if options.resume and -1 in (options.seed, options.variation_seed):
+        raise Usage("--resume: a random seed is another one than that of the job; give the one that was printed then")
     if options.seed == -1:
         options.seed = secrets.randbelow(MAX_SEED + 2 - min(count, MAX_SEED))
         print(f"seed: {options.seed}")

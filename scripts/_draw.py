@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from _device import find_device
 from _guidance import make_guidance
+from _manifest import Job
 from _options import REFINE_AT
 from _outline import outlines
 from _output import Bar, Interrupts, Output
@@ -61,30 +62,30 @@ def draw(options: argparse.Namespace, listener: Listener = NOBODY) -> int:
     for scale in options.scale or ():
         guidance.check_scale(scale)
     device, precision = choose_device(options)
+    items = asked_items(options)
+    job = Job(options, folder, items, device, precision)  # --resume is looked into before a model is loaded
+    if job.is_finished:
+        print(f"{job.path}: all of its {len(items)} pictures are there")
+        return 0
     outlines(options)  # what cannot be is said before a weight is read
 
-    dtype = DTYPES[precision]
-    model = _load(options, device, dtype)
-    refiner = _load_refiner(options, str(model.device), dtype)  # an ONNX model is on the CPU, for torch
-    autoguide = _load_autoguide(options, str(model.device), dtype)
-    check_backend(options.attention, device, dtype)
-    hasten(options, (model, refiner.model if refiner is not None else None, autoguide))
+    model, refiner, autoguide = _models(options, device, DTYPES[precision])
     settings, hints = prepare(options, model, pictures)
     made_by = source(options, model, device, precision)
     if original is not None:
         check_weights(options, original, made_by)
 
-    items = asked_items(options)
     _tell_what_is_not_read(model, items)
-    output = Output(options, folder, model, made_by, only=None if original is None else original["index"])
     networks = {"text_encoder": model.text_encoder, "unet": model.unet, "autoencoder": model.autoencoder}
     with (
+        job,
         Interrupts() as interrupts,
-        Bar(settings, items, options.n_samples) as bar,
+        Bar(settings, job.todo, job.batch_size) as bar,
         _autocast(device, precision),
         profiled(options.profile, networks, model.device.type, model.dtype),
         pinned(options.attention),
     ):
+        output = Output(options, job, model, settings, made_by, only=None if original is None else original["index"])
 
         def on_step(progress: Progress) -> None:
             output.step(progress)
@@ -93,25 +94,38 @@ def draw(options: argparse.Namespace, listener: Listener = NOBODY) -> int:
 
         drawn = generate(
             model,
-            items,
+            job.todo,
             settings,
             hints,
-            batch_size=options.n_samples,
+            batch_size=job.batch_size,
             on_step=on_step,
             refiner=refiner,
             autoguide=autoguide,
         )
-        for result in drawn:
-            output.picture(result)
+        for place, result in zip(job.places, drawn, strict=True):
+            output.picture(result, place)
             bar.picture()
             listener.picture(result)
             if interrupts.asked and result.index == len(result.batch) - 1:
                 break
-    output.finish()
+        output.finish()
     if interrupts.asked:
-        print(f"stopped after {bar.pictures} of {len(items)} pictures", file=sys.stderr)
+        more = "; --resume goes on" if job.path else ""
+        print(f"stopped after {bar.pictures} of {len(job.todo)} pictures{more}", file=sys.stderr)
         return 130
     return 0 if options.reproduce is None else compare(options.reproduce, output.paths[0])
+
+
+def _models(
+    options: argparse.Namespace, device: str, dtype: torch.dtype
+) -> tuple[LatentDiffusion, Refiner | None, LatentDiffusion | None]:
+    """All that a job draws with: the model, what finishes its pictures, and what is led away from."""
+    check_backend(options.attention, device, dtype)
+    model = _load(options, device, dtype)
+    refiner = _load_refiner(options, str(model.device), dtype)  # an ONNX model is on the CPU, for torch
+    autoguide = _load_autoguide(options, str(model.device), dtype)
+    hasten(options, (model, refiner.model if refiner is not None else None, autoguide))
+    return model, refiner, autoguide
 
 
 def _load(options: argparse.Namespace, device: str, dtype: torch.dtype) -> LatentDiffusion:

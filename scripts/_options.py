@@ -161,6 +161,7 @@ RUN: tuple[Option, ...] = (
 )
 OUTPUT: tuple[Option, ...] = (
     ("--outdir", str, "FOLDER", "where pictures go; nothing there is overwritten (outputs)"),
+    ("--resume", True, None, "finish the job of these very options that was stopped in --outdir"),
     ("--n-rows", whole(1, 1000), "N", "pictures in a row of the grid"),
     ("--skip-grid", True, None, "no grid of all pictures; one picture never gets one"),
     ("--skip-save", True, None, "no single pictures, only the grid"),

@@ -18,7 +18,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._pytree import tree_map_only
 
-from ldm.files import atomic_folder
+from ldm.files import atomic, atomic_folder, write_text
 
 DEPTH = 4  # how many names deep modules are told apart: unet.down_blocks.0.attentions.1
 SEEN = ("cpu_op", "user_annotation", "gpu_user_annotation", "kernel", "cpu_instant_event")
@@ -104,10 +104,11 @@ def profiled(folder: str | None, networks: Mapping[str, nn.Module], device: str,
         trace = read_trace(json.loads((part / "trace.json").read_text()), set(watch.modules), device)
         rate = matmul_rate(device, dtype)
         rows = table_rows(trace, flops(watch, device))
-        (part / "modules.md").write_text(table(rows, rate, f"{device}, {str(dtype).removeprefix('torch.')}") + "\n")
+        write_text(part / "modules.md", table(rows, rate, f"{device}, {str(dtype).removeprefix('torch.')}") + "\n")
         outermost = {name for name, _ in watch.asked}
         spans = [(name, *span) for name in outermost for span in trace.ranges.get(name, [])]
-        timeline(trace.times, trace.bytes, spans).save(part / "memory.png")
+        with atomic(part / "memory.png") as file:
+            timeline(trace.times, trace.bytes, spans).save(file, format="PNG")
     print(f"profile: {folder}/trace.json (chrome://tracing, ui.perfetto.dev), modules.md, memory.png")
 
 

@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import sys
 from dataclasses import MISSING, asdict, fields
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,8 @@ DTYPES = {"full": torch.float32, "autocast": torch.float32, "fp16": torch.float1
 
 def source(options: argparse.Namespace, model: LatentDiffusion, device: str, precision: str) -> dict[str, Any]:
     """What all pictures of a run share, besides the settings: program, model and machine."""
-    try:
-        ours = version("ldm")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        ours = "unknown"
     return {
-        "version": ours,
+        "version": our_version(),
         "torch": torch.__version__,
         "command": options.command,
         "model": {
@@ -70,6 +67,13 @@ def source(options: argparse.Namespace, model: LatentDiffusion, device: str, pre
         "pictures": {name: {"file": file, "sha256": sha256(file)} for name, file in picture_files(options).items()},
         "own": {name: getattr(options, name) for name in OWN_DEFAULTS[options.command]},
     }
+
+
+def our_version() -> str:
+    try:
+        return version("ldm")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"
 
 
 def picture_files(options: argparse.Namespace) -> dict[str, str]:
@@ -231,9 +235,14 @@ def sha256(path: str | Path) -> str:
             digest.update(f"{file.relative_to(path).as_posix()} {sha256(file)}\n".encode())
         return digest.hexdigest()
     try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
+        status = Path(path).stat()
+        return _sha256_of_file(str(path), status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}), and is needed") from error
+
+
+@cache
+def _sha256_of_file(path: str, size: int, modified: int) -> str:
+    """Once for each content: a checkpoint takes seconds."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

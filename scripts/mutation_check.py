@@ -32,6 +32,8 @@ import torch
 from _mutation_runs import FOLDER, ROOT, TESTS, Entered, Function, Session, anew, in_child, in_place, measured
 from _mutations import mutants
 
+from ldm.files import write_text
+
 LEFT_OUT = ("__init__", "guidance", "corrections", "prompted", "tiles")
 FILES = tuple(sorted(path.name for path in FOLDER.glob("*.py") if path.stem not in LEFT_OUT))
 NOT_RUN = ("test_guidance.py", "test_corrections.py", "test_tiles.py", "test_gradients.py")  # of other files, or slow
@@ -87,7 +89,7 @@ def check(session: Session, options: argparse.Namespace, imported: set[Function]
         noticed.update([(function[1], by), (file, by)])
         rows.append({"file": file, "line": mutant.line, "before": mutant.before, "after": mutant.after, "by": by})
         if options.json:  # as they come: it may be read, or this be stopped, before the end
-            options.json.write_text(json.dumps(rows, indent=1, ensure_ascii=False))
+            write_text(options.json, json.dumps(rows, indent=1, ensure_ascii=False))
         if options.survivors and not by:
             print(f"{file}:{mutant.line}: {_line(mutant.before)} → {_line(mutant.after)}", flush=True)
     return rows

@@ -17,8 +17,8 @@ from ldm.checkpoint.diffusers_folder import read_any
 from ldm.checkpoint.fit import check_fit, fill, stored
 from ldm.checkpoint.meta import on_meta
 from ldm.checkpoint.read import CheckpointError, Weights, read
+from ldm.checkpoint.write import write
 from ldm.config import build
-from ldm.files import atomic
 from ldm.models.latent_diffusion import LatentDiffusion
 
 SHIPPED = ("scenes", "scenes-x4", "judge")  # whose weights are in ldm/assets
@@ -188,8 +188,6 @@ def save(
     Non-finite weights are refused, and so is a config that does not build this very model.
     borrows: parts that are left out, to be taken from a shipped model: {"autoencoder": "scenes"}.
     """
-    from safetensors.torch import save as to_bytes
-
     tensors = stored(model.state_dict(), Path(path), dtype)
     with on_meta():
         twin = build(config, "config", expected=type(model))
@@ -198,8 +196,7 @@ def save(
     about = {**(metadata or {}), **borrow.note(tensors, borrows), "config": json.dumps(config)}
     _borrowed(Weights({}, about), Path(path))  # refuses a part that is not what it borrows
     own = {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] not in borrows}
-    with atomic(Path(path)) as file:
-        file.write(to_bytes(own, metadata=about))
+    write(path, own, about)
 
 
 def weights_path(name_or_path: str | Path) -> Path:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoint.onnx_folder import CONFIG, CPU, DECODER, ENCODER, TEXT_ENCODER, UNET, Session
 from ldm.config_file import yaml_text
+from ldm.files import write_text
 from ldm.models.autoencoder import Autoencoder, AutoencoderKL, Gaussian, IdentityAutoencoder
 from ldm.models.encoders import NoText, TextEncoder
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -155,7 +156,7 @@ def export(model: LatentDiffusion, tree: Mapping[str, Any], folder: Path) -> Ite
     """
     kept = {name: value for name, value in tree["params"].items() if name not in LOOKS}
     kept["parameterization"] = model.parameterization
-    (folder / CONFIG).write_text(yaml_text({**tree, "params": kept}), encoding="utf-8")
+    write_text(folder / CONFIG, yaml_text({**tree, "params": kept}))
     others = {graph.file: graph.inputs for graph in graphs(model, COMPARED)}
     for graph in graphs(model, TRACED):
         write(graph, folder)

@@ -124,9 +124,9 @@ def memory(kind: str) -> int:
 
 def forget_peak() -> None:
     """From here on VmHWM is that of what follows, where the system can forget."""
-    file = Path("/proc/self/clear_refs")
-    if file.exists():
-        file.write_text("5")
+    clear_refs = Path("/proc/self/clear_refs")
+    if clear_refs.exists():
+        clear_refs.write_text("5")
 
 
 # --- turns -------------------------------------------------------------------------------------------------------

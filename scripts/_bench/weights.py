@@ -112,18 +112,19 @@ def describe(file: Path, configs: Path) -> None:
 def write_configs(model: Any, tree: Mapping[str, Any], configs: Path) -> None:
     from ldm.checkpoint.diffusers_save import save_configs
     from ldm.checkpoint.read import CheckpointError
+    from ldm.files import write_text
 
-    configs.mkdir()
+    configs.mkdir(exist_ok=True)
     with contextlib.suppress(CheckpointError):  # diffusers has no such model: its model_index.json will be missed
         save_configs(model, tree, configs)
-    (configs / "tree.json").write_text(json.dumps(tree))
+    write_text(configs / "tree.json", json.dumps(tree))
 
 
 def synthesize(family: str, dtype: str, tiny: bool, file: Path, configs: Path) -> None:
     """A file in the family's original layout; at full size, or with few channels."""
+    import safetensors.torch
     import torch
     from _synthetic import shrink
-    from safetensors.torch import save_file
 
     from ldm.checkpoint import single_file
     from ldm.checkpoint.configs import CONFIGS
@@ -137,7 +138,7 @@ def synthesize(family: str, dtype: str, tiny: bool, file: Path, configs: Path) -
         shapes = {name: tensor.shape for name, tensor in single_file.to_original(model).items()}
     pool = torch.randn(POOL, generator=torch.Generator().manual_seed(0))
     kind = {"fp16": torch.float16, "fp32": torch.float32}[dtype]
-    save_file({name: weight(pool, name, shape).to(kind) for name, shape in shapes.items()}, file)
+    safetensors.torch.save_file({name: weight(pool, name, shape).to(kind) for name, shape in shapes.items()}, file)
     write_configs(model, tree, configs)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
+from glob import glob
 from pathlib import Path
 
 import pytest
@@ -30,8 +30,9 @@ def test_everything_at_once_is_reproduced(txt2img: Run, make_tiny: Callable[...,
         *("--autoguide", worse, "--autoguide-scale", 1.5),
     )
     assert txt2img(*DRAW, *options, "--n_samples", 3, "--skip-grid") == 0
-    assert sorted(os.listdir("outputs")) == ["00000-0.png", "00001-1.png", "00002-2.png"]
+    assert sorted(glob("*.png", root_dir="outputs")) == ["00000-0.png", "00001-1.png", "00002-2.png"]
     request = read_request("outputs/00001-1.png")
+    assert len(request.pop("job")) == 64
     assert request["settings"]["guidance"] == {
         "rescale": 0.7,
         "threshold": 0.9,
@@ -77,7 +78,7 @@ def test_scales_take_turns_and_an_x_plot_is_one_line(txt2img: Run) -> None:
     assert txt2img(*DRAW, "--scale", "1,3", "--n_iter", 2, "--fixed-code", "--skip-grid") == 0
     assert txt2img(*DRAW, "--scale", 1, "--outdir", "one") == 0
     assert txt2img(*DRAW, "--outdir", "three") == 0  # the model's own scale is 3
-    names = sorted(os.listdir("outputs"))
+    names = sorted(glob("*.png", root_dir="outputs"))
     assert names == ["00000-0.png", "00001-0.png"]  # of the same seed
     assert [pixels(f"outputs/{name}") for name in names] == [
         pixels(f"{folder}/00000-0.png") for folder in ("one", "three")
