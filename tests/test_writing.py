@@ -20,6 +20,7 @@ WRITER = ROOT / "ldm" / "files.py"
 SAVERS = {"save", "savefig", "save_file", "savez", "savez_compressed", "savetxt", "tofile", "imsave", "dump", "export"}
 OURS = {"run.save", "folder.save"}  # which go through the writer themselves
 OURS |= {"clear_refs.write_text"}  # a switch of the kernel's
+OURS |= {"torch.onnx.export"}  # into a folder that appears whole
 OURS |= {"safetensors.torch.save_file"}  # a foreign file for the benchmark, in its own folder: ours have checksums
 FORBIDDEN = {"write_text", "write_bytes", "rename", "renames", "symlink", "link", "truncate", "makedirs", "touch"}
 FORBIDDEN |= {"copy2", "copyfile", "copytree", "move", "mkstemp", "mkdtemp", "NamedTemporaryFile", "fdopen"}

@@ -36,7 +36,7 @@ def of_tensors(tensors: list[Tensor]) -> list[int]:
 
 def as_bytes(tensor: Tensor) -> memoryview:
     """Its memory, uncopied; the tensor is contiguous and on the CPU."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def text(header_crc: int, crcs: list[int]) -> str:

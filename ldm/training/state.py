@@ -41,8 +41,8 @@ def load_state(path: Path) -> State:
                 number, i, key = rest.split(".", 2)
                 optimizers[int(number)]["state"].setdefault(int(i), {})[key] = tensor.clone()  # not the file
         state: State = {kind: _below(weights.tensors, kind) for kind in NETWORKS}
-        rest = {"step": int(weights.metadata["step"]), "unlogged": json.loads(weights.metadata["unlogged"])}
-        return state | rest | {"optimizers": optimizers}
+        others = {"step": int(weights.metadata["step"]), "unlogged": json.loads(weights.metadata["unlogged"])}
+        return state | others | {"optimizers": optimizers}
     except (KeyError, ValueError, TypeError, IndexError) as error:
         raise ValueError(f"{path}: not the state of a training ({error}); choose another folder") from error
 
