@@ -85,11 +85,11 @@ def in_child(action: Callable[..., object], *arguments: object) -> Any:
     if pid == 0:
         try:
             os.close(read)
-            with open(write, "wb") as file, open(os.devnull, "w") as nothing:
+            with open(os.devnull, "w") as nothing:
                 os.dup2(nothing.fileno(), 1)
                 os.dup2(nothing.fileno(), 2)
                 resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-                pickle.dump(action(*arguments), file)
+                os.write(write, pickle.dumps(action(*arguments)))
         finally:
             os._exit(0)
     os.close(write)

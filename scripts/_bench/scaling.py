@@ -9,6 +9,7 @@ from typing import Any
 from _bench.floors import clock
 from _bench.harness import Bench, Line, row, settle
 from _bench.weights import PROMPT, checkpoint
+from ldm.files import atomic
 
 Points = dict[int, float]  # along an axis: seconds a run
 
@@ -82,5 +83,6 @@ def plot(found: Mapping[str, Points], what: str, path: Path) -> str:
         axes.minorticks_off()
         axes.grid(alpha=0.3)
     figure.suptitle(f"{what}: batch, side and steps")
-    figure.savefig(path, dpi=110)
+    with atomic(path) as out:
+        figure.savefig(out, format="png", dpi=110)
     return ""
