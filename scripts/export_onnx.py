@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         _check(options)
-        return export(options)
+        return write_graphs(options)
     except Exception as error:
         if options.debug:
             raise
@@ -49,7 +49,7 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"exporting needs {', '.join(missing)}; pip install {' '.join(missing)}")
 
 
-def export(options: argparse.Namespace) -> int:
+def write_graphs(options: argparse.Namespace) -> int:
     from ldm.checkpoint import onnx_export
     from ldm.checkpoint.load import load, skeleton, weights_path
     from ldm.files import atomic_folder
