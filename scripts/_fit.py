@@ -9,17 +9,16 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import torch
-from _memory import Peak, on_meta, weight_bytes, without_scores
+from _memory import Peak, free_memory, weight_bytes, without_scores
+from _outline import Outlines
 from _prepare import Pictures
 
-from ldm.checkpoint.load import weights_path
 from ldm.items import Item
-from ldm.models.autoencoder import Autoencoder, IdentityAutoencoder
+from ldm.models.autoencoder import Autoencoder, ConvolutionalAutoencoder, IdentityAutoencoder
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.text_encoder import ChunkedTextEncoder
 from ldm.models.tiled_autoencoder import TiledAutoencoder
-from ldm.offload import Offload
 from ldm.prompt import Span
 from ldm.sizes import canvas_size, picture_size
 
@@ -67,17 +66,21 @@ class Choice:
 
 
 class Demand:
-    """What a model takes at work, by its twin on the meta device."""
+    """What a job takes at work, by its outlines."""
 
-    def __init__(self, model: LatentDiffusion, size: tuple[int, int], text: str, rows: int) -> None:
-        """size (height, width) in pixels; rows of the network's batch for a picture; text: the longest prompt."""
-        self.model = on_meta(model)
+    def __init__(self, found: Outlines, size: tuple[int, int], text: str, rows: int) -> None:
+        """size (height, width) in pixels; rows of the network's batch for a picture; text: the longest prompt.
+
+        Of a refiner and a worse model the weights are counted: they work no harder than the model.
+        """
+        self.model = found.model
         without_scores(self.model)
         self.rows, self.size = rows, size
-        self.shape = model.latent_shape(*size)
+        self.shape = self.model.latent_shape(*size)
         self.text = text
-        self.autoencoder, self.encoder = weight_bytes(model.autoencoder), weight_bytes(model.text_encoder)
-        self.weights = weight_bytes(model)
+        self.autoencoder, self.encoder = weight_bytes(self.model.autoencoder), weight_bytes(self.model.text_encoder)
+        self.network = weight_bytes(self.model) - self.autoencoder - self.encoder
+        self.weights = _weights(found)
         self._drawing: dict[int, int] = {}
         self._picture: dict[tuple[int, bool], int] = {}
 
@@ -86,8 +89,7 @@ class Demand:
         drawing, picture = self.drawing(batch_size), self.picture(tile, exact)
         if not offload:
             return self.weights + max(drawing, picture)
-        network = self.weights - self.autoencoder - self.encoder
-        return max(network + drawing, self.autoencoder + picture, self.encoder)
+        return max(self.network + drawing, self.autoencoder + picture, self.encoder)
 
     @torch.inference_mode()
     def drawing(self, batch_size: int) -> int:
@@ -103,7 +105,7 @@ class Demand:
     def _call(self, rows: int) -> None:
         model = self.model
         is_chunked = isinstance(model.text_encoder, ChunkedTextEncoder)
-        cond = model.condition([((Span(self.text),),) if is_chunked else ""])
+        cond = model.condition([((Span(self.text),),) if is_chunked else self.text])
         context, y = (None if t is None else t.expand(rows, *t.shape[1:]) for t in (cond.context, cond.y))
         shown = model.concat_channels
         concat = torch.zeros(rows, shown, *self.shape[1:], device="meta") if shown else None
@@ -131,39 +133,18 @@ def tiled(autoencoder: Autoencoder, tile: int, exact: bool) -> Autoencoder:
     return TiledAutoencoder(autoencoder, tile, exact=exact)
 
 
-def loading_place(options: argparse.Namespace, device: str, free: int | None) -> str:
-    """Where the model is read to: the CPU where the device may not hold all of it."""
-    path = weights_path(options.model)
-    files = [path] if path.is_file() else path.rglob("*")
-    is_tight = free is not None and sum(file.stat().st_size for file in files if file.is_file()) > free / 2
-    return "cpu" if options.offload or (is_tight and options.offload is None) else device
-
-
-def take_places(choice: Choice, options: argparse.Namespace, device: str, models: Sequence[LatentDiffusion]) -> None:
-    """Puts a choice into effect, on models as they were loaded; the first one's autoencoder is used."""
-    if options.command != "upscale":
-        options.tile, options.exact_tiles = choice.tile, choice.exact
-        models[0].autoencoder = tiled(models[0].autoencoder, choice.tile, choice.exact)
-    turns = Offload(device) if choice.offload and device != "cpu" else None
-    for model in models:
-        if turns is not None:
-            turns.join(model)
-        else:
-            model.to(device)
-
-
 def fit(
     options: argparse.Namespace,
-    model: LatentDiffusion,
+    found: Outlines,
     items: Sequence[Item],
     pictures: Pictures,
     device: str,
-    free: int | None,
+    dtype: torch.dtype,
 ) -> Choice:
     """As `choose`; says what it has come to."""
     if options.offload and device == "cpu":
         print("--offload: there is one memory only, the CPU's; nothing is moved")
-    choice = choose(options, model, items, pictures, device, free)
+    choice = choose(options, found, items, pictures, device, dtype)
     if line := choice.said(asked(options, len(items))):
         print(line)
     return choice
@@ -171,39 +152,42 @@ def fit(
 
 def choose(
     options: argparse.Namespace,
-    model: LatentDiffusion,
+    found: Outlines,
     items: Sequence[Item],
     pictures: Pictures,
     device: str,
-    free: int | None,
+    dtype: torch.dtype,
 ) -> Choice:
     """What was asked for, where it fits; else, of what was left open, the first that does.
 
-    free: bytes of the device with nothing of the model on it yet, None where unknown. `needs` is 0 where there is so
-    much that nothing had to be predicted.
+    found: gets the networks' dtype, and attention that keeps no table of scores; nothing of it is on the device yet.
+    `needs` is 0 where so much is free, or so little known, that nothing had to be predicted.
     """
-    plain = asked(options, len(items))
+    plain, model, free = asked(options, len(items)), found.model, free_memory(device)
     size = _size(options, model, pictures)
-    if size is None or free is None or model.low_resolution is not None or model.image_augmentation is not None:
+    is_known = options.backend == "torch" and model.low_resolution is None and model.image_augmentation is None
+    if size is None or free is None or not is_known:
         return plain
+    for network in (model.unet, model.text_encoder):
+        network.to(dtype)
     plain = replace(plain, free=free)
-    if options.batch_size != "auto" and roughly(model, size, plain) <= SHARE * free:
+    if options.batch_size != "auto" and roughly(found, size, plain) <= SHARE * free:
         return plain  # without the seconds that a prediction takes
-    demand = Demand(model, size, max((item.prompt for item in items), key=len), _rows(options, model))
+    demand = Demand(found, size, max((item.prompt for item in items), key=len), _rows(options, model))
     tiles = [plain.tile] if options.tile is not None else [0, *_below(model, size)]
     turns = [plain.offload] if options.offload is not None or device == "cpu" else [False, True]
     for tile, offload in product(tiles, turns):
         exact = tile > 0 if options.tile is None else plain.exact  # nobody asked for another picture
         needs = demand.of(tile, exact, offload, plain.batch_size)
-        found = Choice(tile, exact, offload, plain.batch_size, needs, free, needs <= SHARE * free)
-        if found.fits:
-            return _filled(found, demand, len(items)) if options.batch_size == "auto" else found
-    return found
+        choice = Choice(tile, exact, offload, plain.batch_size, needs, free, needs <= SHARE * free)
+        if choice.fits:
+            return _filled(choice, demand, len(items)) if options.batch_size == "auto" else choice
+    return choice
 
 
-def roughly(model: LatentDiffusion, size: tuple[int, int], choice: Choice) -> int:
-    """Bytes that are more than enough."""
-    return 2 * weight_bytes(model) + choice.batch_size * size[0] * size[1] * ROUGHLY
+def roughly(found: Outlines, size: tuple[int, int], choice: Choice) -> int:
+    """Bytes that should be more than enough."""
+    return 2 * _weights(found) + choice.batch_size * size[0] * size[1] * ROUGHLY
 
 
 def asked(options: argparse.Namespace, count: int) -> Choice:
@@ -221,9 +205,15 @@ def _filled(choice: Choice, demand: Demand, count: int) -> Choice:
     return replace(choice, batch_size=even, needs=demand.of(*way, even))
 
 
+def _weights(found: Outlines) -> int:
+    """Bytes of all models together."""
+    seconds = (None if found.refiner is None else found.refiner.model, found.autoguide)
+    return sum(weight_bytes(model) for model in (found.model, *seconds) if model is not None)
+
+
 def _below(model: LatentDiffusion, size: tuple[int, int]) -> list[int]:
     factor = model.autoencoder.downsample_factor
-    if isinstance(model.autoencoder, IdentityAutoencoder):
+    if not isinstance(model.autoencoder, ConvolutionalAutoencoder):
         return []
     return [tile for tile in TILES if 2 * factor <= tile < max(size) and tile % factor == 0]
 

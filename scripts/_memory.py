@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm.modules.attention import Attention
-
-M = TypeVar("M", bound=nn.Module)
 
 
 class Peak(TorchDispatchMode):
@@ -71,14 +68,6 @@ def without_scores(module: nn.Module) -> None:
 
 def weight_bytes(module: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in (*module.parameters(), *module.buffers()))
-
-
-def on_meta(module: M) -> M:
-    """A copy without numbers: tensors of the same sizes and types, on the meta device."""
-    tensors = [*module.parameters(), *module.buffers()]
-    bare = {id(tensor): tensor.detach().to("meta") for tensor in tensors}
-    without = {id(t): nn.Parameter(bare[id(t)], False) if isinstance(t, nn.Parameter) else bare[id(t)] for t in tensors}
-    return copy.deepcopy(module, without)
 
 
 def free_memory(device: str) -> int | None:

@@ -6,27 +6,24 @@ import argparse
 import math
 import signal
 import sys
-from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from operator import itemgetter
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from _manifest import GRID_LIMIT, Job
 from _ranks import Ranks
 from _record import describe
 from PIL import Image
 from tqdm import tqdm
 
 from ldm import images
+from ldm.files import atomic_folder
 from ldm.generate import Progress, Result
 from ldm.items import Item
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.png import Folder, write_png
+from ldm.png import write_png
 from ldm.settings import Settings
-
-GRID_LIMIT = 100  # pictures in one grid; more make several
 
 
 class Output:
@@ -35,30 +32,25 @@ class Output:
     def __init__(
         self,
         options: argparse.Namespace,
-        folder: Folder,
+        job: Job,
         model: LatentDiffusion,
+        settings: Settings,
         made_by: dict[str, Any],
         only: int | None,
-        ranks: Ranks | None = None,
-        places: Sequence[int] | None = None,
-        first: int | None = None,
-        beside: bool = False,
+        ranks: Ranks,
     ) -> None:
-        """`only`: the place in the batch of the one picture to keep, for --reproduce.
-
-        ranks: who share the job; `places` in it are those of this process's pictures, and `first` the index of the
-        job's first picture. beside: save while the next pictures are drawn, which needs another device than the CPU.
-        """
-        self._soon = Soon(beside)
-        self.ranks, self._places, self._first = Ranks() if ranks is None else ranks, places, first
-        self._drawn = self.pictures = 0  # by this process, and by all of whom it knows
-        self.options, self.folder, self.model, self.made_by, self.only = options, folder, model, made_by, only
+        """`only`: the place in the batch of the one picture to keep, for --reproduce. ranks: who share the job."""
+        self.ranks, self.drawn, self.asked = ranks, 0, len(job.todo)
+        self.options, self.job, self.model, self.settings, self.only = options, job, model, settings, only
+        self.made_by = made_by if job.digest is None else made_by | {"job": job.digest}
         self.paths: list[Path] = []
         self.grids: list[Path] = []
         self.sheets: list[Path] = []
-        self._for_grid: list[Result] = []
+        self._for_grid: dict[int, Image.Image] = {}  # by place
         self._frames: list[list[tuple[str, Image.Image]]] = []  # of each picture in the batch: (caption, picture)
         self._done = 0  # steps of the batch
+        if job.there:
+            print(f"{job.path}: {len(job.there)} of {len(job.items)} pictures are there already")
 
     def step(self, progress: Progress) -> None:
         """Decode the estimates of a step, if it is one to keep."""
@@ -70,35 +62,32 @@ class Output:
             for frames, x0 in zip(self._frames, progress.step.x0.split(1), strict=True):
                 frames.append((f"step {done}/{progress.steps}", images.to_images(self.model.decode(x0))[0]))
 
-    def picture(self, result: Result) -> None:
-        """Save a finished picture, and how it came to be."""
-        number, self._drawn = self._drawn, self._drawn + 1
-        self.pictures += 1
+    def picture(self, result: Result, place: int) -> None:
+        """Save a finished picture, unless it was there before, and how it came to be."""
+        self.drawn += 1
         if self.only not in (None, result.index):
             return
-        index = None if self._first is None or self._places is None else self._first + self._places[number]
-        frames = self._frames[result.index] if self.options.save_intermediates and self._frames else []
-        self._soon(self._save, result, index, frames)
+        if not self.options.skip_save and place not in self.job.there:
+            self._save(result, place)
+        if not self.options.skip_grid and (self.ranks.count == 1 or self.options.skip_save):
+            self._for_grid[place] = result.image
+            if (place + 1) % GRID_LIMIT == 0:
+                self._save_grids()
 
-    def _save(self, result: Result, index: int | None, frames: Sequence[tuple[str, Image.Image]]) -> None:
-        if not self.options.skip_save:
-            info = describe(result, self.made_by)
-            path = self.folder.save(result.image, f"{{index:05}}-{result.seed}", info, index)
-            self.paths.append(path)
-            if frames:
-                self._save_frames(path.with_name(f"{path.stem}-steps"), frames, result)
-        if not self.options.skip_grid:
-            self._for_grid.append(result)
-            if len(self._for_grid) == GRID_LIMIT and self.ranks.count == 1:
-                self._save_grid()
+    def _save(self, result: Result, place: int) -> None:
+        with self.job.stem(place) as stem:
+            path = self.job.folder.path / f"{stem}.png"
+            if self.options.save_intermediates and self._frames:  # first: who has the picture has all of it
+                self._save_frames(path.with_name(f"{stem}-steps"), self._frames[result.index], result)
+            write_png(result.image, path, describe(result, self.made_by), exclusive=True)
+        self.paths.append(path)
 
     def finish(self) -> None:
-        """Save the grid, and say where everything is; of several processes the first does when all are done."""
-        self._soon.wait()
-        if self.ranks.count > 1 and not self._collect():
+        """Save the grid, and say where everything is; of several processes the first does, when all are done."""
+        self._collect()
+        if self.ranks.rank > 0:
             return
-        while len(self._for_grid) > 1:
-            self._save_grid()
+        self._save_grids()
         for one, many, paths in (
             ("picture", "pictures", self.paths),
             ("how it came to be", "sheets of how they came to be", self.sheets),
@@ -109,58 +98,41 @@ class Output:
         if not self.paths and not self.grids:
             print("nothing was saved")
 
-    def _collect(self) -> bool:
-        """What all processes have drawn, in the job's order; whether this is the one that has it."""
-        assert self._places is not None
-        places = self._places[: self._drawn]
-        own = (places, self.paths, self.sheets, self._for_grid)
-        found = self.ranks.gathered([list(zip(places, each, strict=False)) for each in own])
-        if self.ranks.rank != 0:
-            return False
-        together = [sorted(sum(each, []), key=itemgetter(0)) for each in zip(*found, strict=True)]
-        done, self.paths, self.sheets, self._for_grid = ([one for _, one in each] for each in together)
-        self.pictures = len(done)
-        return True
+    def _collect(self) -> None:
+        """What the other processes have drawn is told to the first: pictures by their names, where they have any."""
+        if found := self.ranks.gathered((self.drawn, self.asked, self.paths, self.sheets, self._for_grid)):
+            drawn, asked, paths, sheets, pictures = zip(*found, strict=True)
+            self.drawn, self.asked = sum(drawn), sum(asked)
+            self.paths, self.sheets = sorted(sum(paths, [])), sorted(sum(sheets, []))
+            self._for_grid = {place: image for each in pictures for place, image in each.items()}
+        if self.ranks.count > 1:
+            self.job.look()
 
-    def _save_grid(self) -> None:
+    def _save_grids(self) -> None:
+        """Those of which every picture is here, or on the disk."""
         columns = self.options.n_rows or (self.options.n_samples if self.options.n_samples > 1 else None)
-        shown, self._for_grid = self._for_grid[:GRID_LIMIT], self._for_grid[GRID_LIMIT:]
-        info = describe(shown[0], self.made_by, shows="grid")
-        grid = images.grid([result.image for result in shown], columns)
-        self.grids.append(self.folder.save(grid, "grid-{index:05}", info))
+        for path, places in self.job.missing_grids():
+            if all(place in self._for_grid or place in self.job.there for place in places):
+                shown = [
+                    self._for_grid.pop(place, None) or images.load_image(self.job.picture(place)) for place in places
+                ]
+                size, start = self.job.batch_size, places[0] // self.job.batch_size * self.job.batch_size
+                batch = tuple(self.job.items[start : start + size])
+                first = Result(shown[0], self.settings, batch, places[0] - start)
+                write_png(
+                    images.grid(shown, columns), path, describe(first, self.made_by, shows="grid"), exclusive=True
+                )
+                self.grids.append(path)
 
     def _save_frames(self, folder: Path, frames: Sequence[tuple[str, Image.Image]], result: Result) -> None:
-        folder.mkdir()  # the index in its name is ours alone
-        for caption, frame in frames:
-            name = f"{int(caption.split()[1].split('/')[0]):04}.png"
-            write_png(frame, folder / name, describe(result, self.made_by, shows=caption))
-        sheet = images.grid([images.captioned(frame, caption) for caption, frame in frames])
-        write_png(sheet, folder / "sheet.png", describe(result, self.made_by, shows="contact sheet"))
+        if not folder.exists():  # from a time when the picture itself was not finished
+            with atomic_folder(folder) as part:
+                for caption, frame in frames:
+                    name = f"{int(caption.split()[1].split('/')[0]):04}.png"
+                    write_png(frame, part / name, describe(result, self.made_by, shows=caption))
+                sheet = images.grid([images.captioned(frame, caption) for caption, frame in frames])
+                write_png(sheet, part / "sheet.png", describe(result, self.made_by, shows="contact sheet"))
         self.sheets.append(folder / "sheet.png")
-
-
-class Soon:
-    """Makes calls at once, or `beside` what goes on: one after the other, in a thread.
-
-    An error of one is raised by a later call or by `wait`. What waits when the program ends is done first.
-    """
-
-    MOST = 16  # that wait, each with its picture in memory
-
-    def __init__(self, beside: bool) -> None:
-        self._thread = ThreadPoolExecutor(1) if beside else None
-        self._waiting: deque[Future[None]] = deque()
-
-    def __call__(self, function: Callable[..., None], *arguments: object) -> None:
-        if self._thread is None:
-            return function(*arguments)
-        while self._waiting and (self._waiting[0].done() or len(self._waiting) == self.MOST):
-            self._waiting.popleft().result()
-        self._waiting.append(self._thread.submit(function, *arguments))
-
-    def wait(self) -> None:
-        while self._waiting:
-            self._waiting.popleft().result()
 
 
 class Bar:

@@ -6,13 +6,15 @@ for all.
 
 from __future__ import annotations
 
+import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from ldm.items import Item
+    from _manifest import Job
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=30)  # for each other: a share of a large job takes long
@@ -64,9 +66,23 @@ class Ranks:
         torch.distributed.gather_object(value, box, dst=0)
         return box or []
 
-    def places(self, count: int, batch_size: int) -> list[int]:
-        """Which of `count` items are this process's: every n-th batch."""
-        return [i for i in range(count) if i // batch_size % self.count == self.rank]
+    def told(self, options: argparse.Namespace) -> argparse.Namespace:
+        """The first one's, whose seed may be random; it alone resumes, and watches where time goes."""
+        options = self.shared(options)
+        if self.rank > 0:
+            options.resume, options.profile = False, None
+        return options
 
-    def own(self, items: Sequence[Item], batch_size: int) -> list[Item]:
-        return [items[i] for i in self.places(len(items), batch_size)]
+    @contextmanager
+    def entered(self, job: Job) -> Iterator[Job]:
+        """Inside, the first process holds the job, and each has the `places` that are its own."""
+        with job if self.rank == 0 else nullcontext():
+            path, job.there, places = self.shared((job.path, job.there, job.places))
+            if self.rank > 0 and path is not None:
+                job.take(path)
+            job.places = self.own(places, job.batch_size)
+            yield job
+
+    def own(self, places: Sequence[int], batch_size: int) -> list[int]:
+        """Of the places of whole batches, every n-th batch's."""
+        return [place for i, place in enumerate(places) if i // batch_size % self.count == self.rank]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import torch
@@ -18,7 +19,8 @@ from ldm.models.autoencoder import Autoencoder, ConvolutionalAutoencoder, Gaussi
 from ldm.models.diffusion.tiles import blended
 from ldm.modules.attention import AttentionBlock
 from ldm.modules.blocks import Downsample, MidBlock, ResnetBlock, Upsample
-from ldm.modules.encoder import Decoder, Encoder, UpBlock
+from ldm.modules.edits import instead
+from ldm.modules.encoder import Decoder, DownBlock, Encoder, UpBlock
 
 
 class TiledAutoencoder(Autoencoder):
@@ -78,14 +80,8 @@ class TiledAutoencoder(Autoencoder):
     def _by_levels(self) -> Iterator[None]:
         """Encoder and decoder, for the time of a call, run level by level."""
         assert isinstance(self.inner, ConvolutionalAutoencoder)
-        networks = (self.inner.encoder, self.inner.decoder)
-        try:
-            for network in networks:
-                network.forward = _Levels(network, self.size)
+        with instead({network: _Levels(network, self.size) for network in (self.inner.encoder, self.inner.decoder)}):
             yield
-        finally:
-            for network in networks:
-                del network.forward  # the class's own again
 
 
 @dataclass(frozen=True)
@@ -128,11 +124,11 @@ class _Level:
 def _levels(network: Encoder | Decoder) -> list[_Level]:
     """The whole network, cut before each upsampling and after each downsampling, where tensors are smallest, and
     around what attends."""
-    blocks = network.up_blocks if isinstance(network, Decoder) else network.down_blocks
+    blocks: nn.ModuleList = network.up_blocks if isinstance(network, Decoder) else network.down_blocks
     steps: list[nn.Module] = []
     for block in blocks:
-        pairs = zip(block.resnets, block.attentions, strict=True)
-        steps += [module for pair in pairs for module in pair]
+        assert isinstance(block, UpBlock | DownBlock)
+        steps += [module for pair in zip(block.resnets, block.attentions, strict=True) for module in pair]
         steps += block.upsamplers if isinstance(block, UpBlock) else block.downsamplers
     middle = [network.mid_block]
     steps = [network.conv_in, *middle, *steps] if isinstance(network, Decoder) else [network.conv_in, *steps, *middle]
@@ -175,7 +171,7 @@ def _in_tiles(level: _Level, x: Tensor, size: int) -> Tensor:
     for _ in level.norms:
         statistics = _Statistics()
         for tile in tiles:
-            with _normalising(level.norms, known, statistics, lambda plane, t=tile: t.inner(plane, scale)):
+            with _normalising(level.norms, known, statistics, partial(tile.inner, scale=scale)):
                 _until_enough(level, tile.cut(x))
         known.append(statistics)
     total: Tensor | None = None
@@ -270,12 +266,11 @@ def _normalising(
         wanted.add(inner(x), norms[len(known)].num_groups)
         raise _EnoughError
 
-    try:
-        for norm, statistics in zip(norms[: len(known)], known, strict=True):
-            norm.forward = lambda x, norm=norm, statistics=statistics: statistics.normalised(x, norm)
-        if wanted is not None:
-            norms[len(known)].forward = collect
+    answers: dict[nn.Module, Callable[..., Tensor]] = {
+        norm: partial(statistics.normalised, norm=norm)
+        for norm, statistics in zip(norms[: len(known)], known, strict=True)
+    }
+    if wanted is not None:
+        answers[norms[len(known)]] = collect
+    with instead(answers):
         yield
-    finally:
-        for norm in norms:
-            norm.__dict__.pop("forward", None)

@@ -25,80 +25,82 @@ def pixels(path: str | Path) -> np.ndarray:
         return np.asarray(image).astype(int)
 
 
-def chosen(file: Path, free: int | None, device: str, *words: object) -> tuple[Any, Any]:
-    """(choice, what it would take) of a job with the miniature model."""
+Chosen = Callable[..., tuple[Any, Any]]
+
+
+@pytest.fixture
+def chosen(tiny_file: Path, txt2img: Run, monkeypatch: pytest.MonkeyPatch) -> Chosen:
+    """(choice, what it would take) of a job with the miniature model, with so much memory free on the device."""
     import _fit
     from _cli import parse
-    from _draw import make_items
+    from _draw import asked_items
+    from _outline import outlines
 
-    from ldm.checkpoint.load import load
+    def choose(free: int | None, device: str, *words: object) -> tuple[Any, Any]:
+        monkeypatch.setattr(_fit, "free_memory", lambda device: free)
+        options = parse("txt2img", ["--model", str(tiny_file), "--prompt", "a", *map(str, (*LARGE, *words))])
+        found = outlines(options)
+        choice = _fit.choose(options, found, asked_items(options), {}, device, torch.float32)
+        return choice, _fit.Demand(found, (64, 64), "a", 2)
 
-    model = load(file)
-    options = parse("txt2img", ["--prompt", "a", *map(str, (*LARGE, *words))])
-    return _fit.choose(options, model, make_items(options), {}, device, free), _fit.Demand(model, (64, 64), "a", 2)
+    monkeypatch.setattr(_fit, "TILES", (32, 16))
+    return choose
 
 
-def test_what_does_not_fit_is_moved_and_cut(tiny_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_moved_and_cut(chosen: Chosen) -> None:
     """With just the memory that a way takes, it is chosen, or one before it that takes no more; less is a doubt."""
     import _fit
 
-    monkeypatch.setattr(_fit, "TILES", (32, 16))
-    _, demand = chosen(tiny_file, None, "cuda")
+    _, demand = chosen(None, "cuda")
     ways = list(product((0, 32, 16), (False, True)))
     needs = [demand.of(tile, tile > 0, offload, 1) for tile, offload in ways]
     assert len(set(needs)) > 3 and min(needs) == needs[-1]
     for number in range(len(ways)):
-        choice, _ = chosen(tiny_file, int(needs[number] / _fit.SHARE) + 1, "cuda")
+        choice, _ = chosen(int(needs[number] / _fit.SHARE) + 1, "cuda")
         first = next(i for i, need in enumerate(needs) if need <= needs[number])
         assert (choice.tile, choice.offload, choice.fits) == (*ways[first], True) and choice.exact == (choice.tile > 0)
-    choice, _ = chosen(tiny_file, int(min(needs) / _fit.SHARE) - 1000, "cuda")
+    choice, _ = chosen(int(min(needs) / _fit.SHARE) - 1000, "cuda")
     assert (choice.tile, choice.offload, choice.fits) == (16, True, False)
     assert "may be too much" in choice.said(_fit.Choice())
 
 
-def test_what_was_asked_for_stays(tiny_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import _fit
-
-    monkeypatch.setattr(_fit, "TILES", (32, 16))
+def test_what_was_asked_for_stays(chosen: Chosen) -> None:
     for words, way in [
         (("--tile", 0, "--no-offload"), (0, False, False)),
         (("--tile", 32), (32, False, True)),
         (("--tile", "--exact-tiles", "--offload"), (512, True, True)),
     ]:
-        choice, _ = chosen(tiny_file, 1000, "cuda", *words)
+        choice, _ = chosen(1000, "cuda", *words)
         assert (choice.tile, choice.exact, choice.offload) == way and not choice.fits
-    choice, _ = chosen(tiny_file, 1000, "cpu")
+    choice, _ = chosen(1000, "cpu")
     assert (choice.tile, choice.offload) == (16, False)  # there is nowhere to go
-    choice, _ = chosen(tiny_file, None, "mps", "--batch-size", "auto")
+    choice, _ = chosen(None, "mps", "--batch-size", "auto")
     assert (choice.tile, choice.offload, choice.batch_size) == (0, False, 1)  # nobody knows how much is free
 
 
-def test_the_prediction_grows_as_the_network_does(tiny_file: Path) -> None:
+def test_the_prediction_grows_as_the_network_does(chosen: Chosen) -> None:
     """Four pictures are predicted from one and two: within a hundredth of what the network takes for four."""
     from _memory import Peak
 
-    _, demand = chosen(tiny_file, None, "cpu")
+    _, demand = chosen(None, "cpu")
     with torch.inference_mode(), Peak() as peak:
         demand._call(8)
     assert abs(demand.drawing(4) / peak.most - 1) < 0.01
 
 
-def test_as_many_at_once_as_fit(
-    txt2img: Run, tiny_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
+def test_as_many_at_once_as_fit(txt2img: Run, chosen: Chosen, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     """Five of eight fit: two batches of four, and the pictures of one at a time to a gray level."""
-    import _draw
     import _fit
 
-    _, demand = chosen(tiny_file, None, "cpu")
+    _, demand = chosen(None, "cpu")
     free = int(demand.of(0, False, False, 5) / _fit.SHARE) + 1
-    monkeypatch.setattr(_draw, "free_memory", lambda device: free)
+    monkeypatch.setattr(_fit, "free_memory", lambda device: free)
     Path("p.txt").write_text("".join(f"a {'long ' * (15 * (i % 3 == 1))}cube\n" for i in range(8)))
     job = ("--from-file", "p.txt", *LARGE, "--steps", 2, "--skip-grid")
     assert txt2img(*job, "--batch-size", "auto") == 0
     said = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("memory: "))
     assert said.endswith("free (4 pictures at once)")
-    names = sorted(os.listdir("outputs"))
+    names = sorted(name for name in os.listdir("outputs") if name.endswith(".png"))
     requests = [read_request(f"outputs/{name}") for name in names]
     assert [len(request["batch"]) for request in requests] == [4] * 8
     assert [request["index"] for request in requests] == [0, 1, 2, 3] * 2
@@ -128,7 +130,7 @@ def test_batches_are_full_whatever_is_in_them(txt2img: Run, monkeypatch: pytest.
     monkeypatch.setattr(Denoiser, "__call__", seen)
     Path("p.txt").write_text("".join(f"a {'long ' * (20 * (i % 3))}(cube:1.{i})\n" for i in range(7)))
     assert txt2img("--from-file", "p.txt", "--scale", "2,3", "--steps", 2, "--n-samples", 3, "--skip-grid") == 0
-    assert batches == [3, 3, 1] and len(os.listdir("outputs")) == 7
+    assert batches == [3, 3, 1] and len(list(Path("outputs").glob("*.png"))) == 7
     assert sum(rows) == 2 * 2 * 7
 
 
@@ -166,10 +168,9 @@ def test_mistakes(txt2img: Run, capsys: Capture, words: tuple[object, ...], sent
 
 
 def test_explain_tells_what_is_chosen(txt2img: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    import _explain
     import _fit
 
-    monkeypatch.setattr(_explain, "free_memory", lambda device: 1_000_000)
+    monkeypatch.setattr(_fit, "free_memory", lambda device: 1_000_000)
     monkeypatch.setattr(_fit, "TILES", (32, 16))
     assert txt2img("--explain", "--prompt", "a", *LARGE) == 0
     out = " ".join(capsys.readouterr().out.split())
@@ -179,26 +180,3 @@ def test_explain_tells_what_is_chosen(txt2img: Run, capsys: Capture, monkeypatch
 def test_offload_has_nowhere_to_go_on_a_cpu(txt2img: Run, capsys: Capture) -> None:
     assert txt2img("--prompt", "a", "--steps", 1, "--offload") == 0
     assert "--offload: there is one memory only, the CPU's; nothing is moved" in capsys.readouterr().out
-
-
-def test_pictures_saved_beside_the_work() -> None:
-    """In order; an error is raised by the next call that finds it, and nothing that waits is lost."""
-    from _output import Soon
-
-    done: list[int] = []
-
-    def save(number: int) -> None:
-        if number == 3:
-            raise OSError(28, "No space left on device")
-        done.append(number)
-
-    soon = Soon(True)
-    with pytest.raises(OSError, match="No space left"):
-        for number in range(100):
-            soon(save, number)
-        soon.wait()
-    with pytest.raises(OSError, match="No space left"):
-        Soon(False)(save, 3)
-    assert soon._thread is not None
-    soon._thread.shutdown()
-    assert done[:3] == [0, 1, 2] and done == sorted(done)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -37,7 +38,7 @@ def run(folder: Path, count: int, *words: str) -> list[tuple[int, str, str]]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     found = {}
-    for name in sorted(os.listdir(folder)):
+    for name in sorted(path.name for path in folder.glob("*.png")):
         with Image.open(folder / name) as image:
             found[name] = image.tobytes()
     return found
@@ -64,6 +65,15 @@ def test_two_processes_draw_what_one_does(tmp_path: Path) -> None:
     assert batches == [2, 2, 2, 2, 1]
     assert "5 pictures: two/00007" in first[1] and "grid: two/grid-00000.png" in first[1]
     assert second[1] == "" and "images" not in second[2]
+    assert json.loads((tmp_path / "one/job-00000.json").read_text()) == json.loads(
+        (tmp_path / "two/job-00000.json").read_text()
+    )
+    for name in ("00008", "grid"):
+        next((tmp_path / "two").glob(f"{name}-*.png")).unlink()
+    first, second = run(tmp_path, 2, *job, "--seed", seed, "--outdir", "two", "--resume")
+    assert (first[0], second[0]) == (0, 0), first[2] + second[2]
+    assert contents(tmp_path / "two") == one
+    assert "4 of 5 pictures are there already" in first[1]
 
 
 def test_standard_input_has_one_reader(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,21 +91,5 @@ def test_batches_are_dealt_whole() -> None:
     for rank in range(3):
         ranks = Ranks()
         ranks.rank, ranks.count = rank, 3
-        shares.append(ranks.places(11, 2))
-    assert shares == [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10]]
-
-
-@pytest.mark.parametrize("asked", [True, False])
-def test_what_each_has_drawn_comes_together(asked: bool) -> None:
-    """What the first is told by all is put in the job's order."""
-    from types import SimpleNamespace
-
-    from _output import Output
-
-    output = Output.__new__(Output)
-    found = [[[(0, 0), (1, 1), (4, 4)], [(0, "a"), (1, "b"), (4, "e")], [], []], [[(2, 2)], [(2, "c")], [], []]]
-    output.ranks = SimpleNamespace(rank=0 if asked else 1, count=2, gathered=lambda own: found if asked else [])
-    output._places, output._drawn, output.paths, output.sheets, output._for_grid = [0, 1, 4], 3, ["a", "b", "e"], [], []
-    assert output._collect() is asked
-    if asked:
-        assert output.paths == ["a", "b", "c", "e"] and output.pictures == 4
+        shares.append(ranks.own([*range(4), *range(6, 13)], 2))  # a job resumed: the third batch is there
+    assert shares == [[0, 1, 8, 9], [2, 3, 10, 11], [6, 7, 12]]
