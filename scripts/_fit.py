@@ -25,7 +25,7 @@ from ldm.sizes import canvas_size, picture_size
 TILES = (512, 256)  # pixels, that are tried where a whole picture does not fit
 SHARE = 0.9  # of the free memory that a prediction may take: libraries need some besides
 MOST = 64  # pictures at once, however many would fit
-ROUGHLY = 32_768  # bytes for a pixel of each picture: more than any model of configs/ takes, to draw or to decode
+ROUGHLY = 32_768  # bytes for a pixel of each picture, twice what is taken by the hungriest of configs/, ddpm-cat-256
 
 
 @dataclass(frozen=True)
