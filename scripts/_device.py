@@ -1,6 +1,9 @@
-"""Where to compute."""
+"""Where to compute, in which precision, and what a processor is set to first."""
 
 from __future__ import annotations
+
+import ctypes
+import sys
 
 import torch
 
@@ -13,3 +16,32 @@ def find_device(asked: str) -> str:
     if not there.get(asked):
         raise ValueError(f"--device {asked}: torch {torch.__version__} finds none here; use --device cpu or auto")
     return asked
+
+
+def default_precision(device: str, has_bfloat16: bool | None = None) -> str:
+    """Where none is asked for: on a processor that multiplies in it bfloat16, on others float32, on none float16.
+
+    has_bfloat16: what is known of the processor; None looks.
+    """
+    if device != "cpu":
+        return "fp16"
+    return "bf16" if (multiplies_bfloat16() if has_bfloat16 is None else has_bfloat16) else "full"
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has AVX512_BF16 or AMX; without them bfloat16 is slower than float32."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in names)
+
+
+def keep_freed_memory() -> bool:
+    """Have the C library keep what is freed, for the next tensor: one of more than 32 MB would else be mapped afresh
+    each time, and the system clears its every page when it is first written to. Whether the library is one that can."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt  # glibc's name
+    except (OSError, AttributeError):
+        return False
+    m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+    return bool(mallopt(m_mmap_threshold, 1 << 30)) and bool(mallopt(m_trim_threshold, (1 << 31) - 1))

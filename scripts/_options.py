@@ -100,7 +100,7 @@ MODEL: tuple[Option, ...] = (
     ("--C", whole(1, 1024), "N", "latent channels; checked against the model"),
     ("--f", whole(1, 1024), "N", "downsampling factor; checked against the model"),
     ("--device", one_of("auto", "cpu", "cuda", "mps"), "NAME", "auto, cpu, cuda, mps (auto)"),
-    ("--precision", one_of(*PRECISIONS), "NAME", f"{', '.join(PRECISIONS)} (fp16 on a GPU, else full)"),
+    ("--precision", one_of(*PRECISIONS), "NAME", f"{', '.join(PRECISIONS)} (fp16 on a GPU, else bf16 or full)"),
 )
 OUTPUT: tuple[Option, ...] = (
     ("--outdir", str, "FOLDER", "where pictures go; nothing there is overwritten (outputs)"),

@@ -12,6 +12,8 @@ AttentionFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q kᵀ / √d) v, with q (B, heads, N, d) and k, v (B, heads, M, d) (Vaswani et al. 2017, equation 1)."""
+    if k.device.type == "cpu":  # each is read once for every few rows of q, from lines of memory that other heads share
+        k, v = k.contiguous(), v.contiguous()
     return F.scaled_dot_product_attention(q, k, v)
 
 
