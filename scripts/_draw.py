@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from _device import default_precision, find_device, keep_freed_memory
+from _device import default_precision, find_device, make_ready
 from _guidance import make_guidance
 from _options import REFINE_AT
 from _output import Bar, Interrupts, Output
@@ -43,6 +43,9 @@ def draw(options: argparse.Namespace) -> int:
     autoguide = _load_autoguide(options, model, device, dtype)
     _check_model(options, model)
     settings, hints = prepare(options, model, pictures)
+    for one in (model, refiner and refiner.model, autoguide):
+        if one is not None:
+            make_ready(one, device, precision)
     made_by = source(options, model, device, precision)
     if original is not None:
         check_weights(options, original, made_by)
