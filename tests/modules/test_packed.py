@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.checkpoint.keys import to_internal
-from ldm.checkpoint.original_config import unet_params
+from ldm.checkpoint.original_config import autoencoder_params, unet_params
+from ldm.models.autoencoder import AutoencoderKL
 from ldm.modules.attention import GEGLU, MANY, PointwiseConv, attention
 from ldm.modules.blocks import silu
 from ldm.modules.packed import Packed, PackedGEGLU, pack, unpack
@@ -36,6 +37,19 @@ def test_agrees_with_the_original(
     assert error <= 1e-5
     kept = unet.state_dict()
     assert set(kept) == set(plain) and all(torch.equal(kept[key], value) for key, value in plain.items())
+
+
+@pytest.mark.usefixtures("no_grad")
+def test_an_autoencoder_agrees_with_the_original(
+    golden: Callable[..., Any], relative_error: Callable[..., float]
+) -> None:
+    case = golden("vae-kl-f8")
+    autoencoder = AutoencoderKL(**autoencoder_params(case.params)).eval()
+    autoencoder.load_state_dict(to_internal(case.weights, autoencoder))
+    pack(autoencoder)
+    moments = autoencoder.encode_moments(case.inputs["image"].clamp(-1, 1))
+    assert relative_error(moments, case.outputs["moments"]) <= 1e-5
+    assert relative_error(autoencoder.decode(case.inputs["latent"]), case.outputs["decoded"]) <= 1e-5
 
 
 class Layers(nn.Module):
