@@ -15,7 +15,7 @@ from ldm.modules.attention import GEGLU, PointwiseConv
 
 OPS = torch.ops.mkldnn
 DTYPES = (torch.float32, torch.bfloat16)
-UNCHANGED = ("none", [], "")  # a product goes through no function on its way out
+UNCHANGED: tuple[Any, ...] = ("none", [], "")  # a product goes through no function on its way out
 SIDE = 32  # of the input that a convolution packs for: always the same, so that the last bits of a picture are too
 
 
@@ -27,7 +27,6 @@ class Packed(nn.Module):
     """
 
     packed: Tensor
-    bias: Tensor | None
 
     def packing(self) -> Tensor:
         """The plain weight, packed."""
@@ -85,7 +84,7 @@ class Packed(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         return self.plain()._apply(fn, recurse)
 
-    def train(self, mode: bool = True) -> nn.Module:
+    def train(self, mode: bool = True) -> Any:
         return self.plain().train() if mode else super().train(False)
 
 
@@ -101,13 +100,13 @@ class PackedRows(Packed):
         return out
 
 
-class PackedLinear(PackedRows, nn.Linear):
+class PackedLinear(PackedRows, nn.Linear):  # type: ignore[override]  # a weight that is not there to be set
     pass
 
 
 class PackedPointwiseConv(PackedRows, PointwiseConv):
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]
         return super().weight.view(self.out_channels, self.in_channels, 1, 1)
 
 
@@ -117,7 +116,7 @@ class PackedHalves(PackedRows, nn.Linear):
     gate: Tensor
 
     @property
-    def weight(self) -> Tensor:
+    def weight(self) -> Tensor:  # type: ignore[override]
         parameter = self._parameters.get("weight")
         return torch.cat([self.packed.to_dense(), self.gate.to_dense()]) if parameter is None else parameter
 
@@ -143,11 +142,11 @@ class PackedHalves(PackedRows, nn.Linear):
 
 class PackedGEGLU(GEGLU):
     def forward(self, x: Tensor) -> Tensor:
-        is_packed = isinstance(self.proj, PackedHalves) and self.proj.takes(x)
-        return self.proj.gated(x) if is_packed else super().forward(x)
+        proj: nn.Module = self.proj
+        return proj.gated(x) if isinstance(proj, PackedHalves) and proj.takes(x) else super().forward(x)
 
 
-class PackedConv2d(Packed, nn.Conv2d):
+class PackedConv2d(Packed, nn.Conv2d):  # type: ignore[override]
     """Gives channels_last, and wants it."""
 
     def packing(self) -> Tensor:
@@ -193,6 +192,7 @@ def _pack(module: nn.Module, kind: type[Packed]) -> None:
     )
     if weight.device.type == "cpu" and weight.dtype in DTYPES and not pads_otherwise:
         module.__class__ = kind  # type: ignore[assignment]
+        assert isinstance(module, Packed)
         module.pack()
 
 
@@ -202,4 +202,4 @@ def unpack(network: nn.Module) -> None:
         if isinstance(module, Packed):
             module.plain()
         elif isinstance(module, PackedGEGLU):
-            module.__class__ = GEGLU
+            module.__class__ = GEGLU  # type: ignore[assignment]
