@@ -10,7 +10,7 @@ import pytest
 import torch
 from _device import default_precision, multiplies_bfloat16
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(("avx512", "amx", "expected"), [(1, 0, True), (0, 1, True), (1, 1, True), (0, 0, False)])
@@ -34,7 +34,8 @@ def test_half_precision_on_a_gpu_whatever_the_processor() -> None:
 
 
 MAP = """
-import resource, torch
+import resource, sys, torch
+sys.path.insert(0, "scripts")
 from _device import keep_freed_memory
 
 def faults():
@@ -51,6 +52,6 @@ print(mapped > 4 * faults() or mapped == 0)
 
 
 def test_freed_memory_is_kept_for_the_next_tensor() -> None:
-    out = subprocess.run([sys.executable, "-c", MAP], capture_output=True, text=True, check=True, cwd=SCRIPTS)
+    out = subprocess.run([sys.executable, "-c", MAP], capture_output=True, text=True, check=True, cwd=ROOT)
     on_linux = sys.platform.startswith("linux")
     assert out.stdout.split() == ([str(on_linux), "True"] if on_linux else ["False", out.stdout.split()[1]])
