@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,14 @@ def parse_config(text: str, source: str = "config") -> dict[str, Any]:
         raise ConfigError(f"{source}: not readable as YAML: {' '.join(str(error).split())}") from error
     assert isinstance(plain, dict)
     return typing.cast("dict[str, Any]", plain)
+
+
+def yaml_text(tree: Mapping[str, Any]) -> str:
+    """A tree of plain values as YAML that `parse_config` reads back the same, keys in their order."""
+    import yaml
+
+    text: str = yaml.safe_dump(json.loads(json.dumps(tree)), sort_keys=False, allow_unicode=True, width=100)
+    return text
 
 
 def _check_tokens(text: str, source: str) -> None:

@@ -1,69 +1,195 @@
-"""Files and folders that are whole or not there."""
+"""The one way a file gets onto the disk: files and folders that are whole or not there, whenever a process is killed.
+
+What is under way has a hidden name that is locked as long as its writer lives (`owned`), so that the next start knows
+what a dead one left and removes it (`sweep`).
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import secrets
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-_STALE = 600.0  # seconds: writing one file takes far less, so an older part of one has no owner any more
+try:
+    import fcntl
+except ImportError:  # Windows: `sweep` goes by age alone
+    fcntl = None  # type: ignore[assignment]
+
+_STALE = 600.0  # seconds: where there are no locks, an older part of a file has no owner any more
+_OURS = re.compile(r"\..*(\.[0-9a-f]{16}\.part|\d{5,}\.claim)|\.names\.claim")  # leftovers that `sweep` may touch
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
+def atomic(path: str | Path, *, exclusive: bool = False) -> Iterator[BinaryIO]:
     """A binary file to write that takes the place of `path` only when the block ends without an error.
 
     The bytes go to a hidden neighbour first and reach the disk before the name does, so that a kill or a power cut
-    leaves the old file or the new one, never a half.
+    leaves the old file or the new one, never a half. exclusive: FileExistsError where there is an old one.
     """
     path = Path(path)
-    handle, part = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    part = _part(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with owned(part) as handle, os.fdopen(handle, "wb", closefd=False) as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.chmod(part, 0o666 & ~_umask())
-        os.replace(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
+            os.fsync(handle)
+            _link(part, path) if exclusive else os.replace(part, path)
+        _sync(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A folder to fill that becomes `path`, which must not be there, only when the block ends without an error."""
     path = Path(path)
-    part = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    for leftover in path.parent.glob(f".{path.name}.*.part"):
+        _remove_if_dead(leftover)
+    part = _part(path)
+    part.mkdir()
+    handle = _locked(part)
     try:
         yield part
         for file in sorted(part.rglob("*")):
-            handle = os.open(file, os.O_RDONLY)
-            os.fsync(handle)
-            os.close(handle)
-        os.chmod(part, 0o777 & ~_umask())
+            _sync(file)
+        _sync(part)
         os.rename(part, path)  # an error if there is a folder with something in it
+        _sync(path.parent)
     except BaseException:
-        shutil.rmtree(part)
+        shutil.rmtree(part, ignore_errors=True)
         raise
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
-def sweep(folder: Path, *patterns: str) -> None:
-    """Remove what killed processes left half done: files of these names that nobody has touched for a while."""
-    for pattern in patterns:
-        for leftover in folder.glob(pattern):
-            with suppress(FileNotFoundError):  # its owner has just finished
-                if time.time() - leftover.stat().st_mtime > _STALE:
-                    leftover.unlink()
+def write_text(path: str | Path, text: str) -> None:
+    """The text as UTF-8, atomically."""
+    with atomic(path) as file:
+        file.write(text.encode())
 
 
-def _umask() -> int:
-    """The process's file mode mask, which mkstemp ignores."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def append_line(path: str | Path, line: str) -> None:
+    """For logs that grow: one whole line in one write, on the disk when this returns.
+
+    A kill leaves the line or nothing of it. A power cut may leave a part of the last line, which readers drop.
+    """
+    handle = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o666)
+    try:
+        os.write(handle, f"{line}\n".encode())
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def owned(path: Path) -> Iterator[int]:
+    """A new file's descriptor; the file is locked inside the block. FileExistsError if there is one of this name."""
+    while True:
+        handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        _lock(handle, wait=True)
+        if _is(path, handle):
+            break
+        os.close(handle)  # it was swept in the moment before it was locked
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """A name that is ours inside the block: an empty file. FileExistsError if it is another living process's."""
+    if path.exists():
+        _remove_if_dead(path)
+    with owned(path):
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half done in this folder; not what living ones are at."""
+    for entry in os.scandir(folder):
+        if _OURS.fullmatch(entry.name):
+            _remove_if_dead(Path(entry.path))
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+
+
+def _remove_if_dead(path: Path) -> None:
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:  # its owner has just finished; or, on Windows, a folder
+        return
+    try:
+        is_dead = _lock(handle)
+        if is_dead is None:
+            is_dead = time.time() - os.fstat(handle).st_mtime > _STALE
+        if is_dead and _is(path, handle):  # while it is locked, nobody else takes it away
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+
+
+def _locked(folder: Path) -> int | None:
+    """A folder's descriptor, locked until it is closed or the process ends; None where folders have none."""
+    if fcntl is None:
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    _lock(handle, wait=True)
+    return handle
+
+
+def _is(path: Path, handle: int) -> bool:
+    """Whether the open file is still the one of this name."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.stat(path), os.fstat(handle))
+    return False
+
+
+def _lock(handle: int, wait: bool = False) -> bool | None:
+    """Whether the lock is ours now; None where this system, or this file system, has none."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _link(part: Path, path: Path) -> None:
+    """Give it its name unless that is taken; os.replace would not ask."""
+    try:
+        os.link(part, path)
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        os.replace(part, path)
+
+
+def _sync(path: Path) -> None:
+    """A file's bytes, or a folder's names, onto the disk."""
+    if os.name == "nt":  # which opens no folder
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -18,7 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from ldm import images
-from ldm.hints import Hints, check_finite
+from ldm.cuda_graph import constants_of
+from ldm.finite import Watch, check_finite
+from ldm.hints import Hints
 from ldm.items import Item
 from ldm.models.autoencoder import IdentityAutoencoder
 from ldm.models.diffusion import SAMPLERS
@@ -30,7 +32,7 @@ from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.modules.edits import freeu, identity_attention
 from ldm.noise import BrownianNoise, keyed_noise, starting_noise
-from ldm.prompting import Told, tell
+from ldm.prompting import Read, Told, reader, tell
 from ldm.refiner import Refiner
 from ldm.settings import Settings
 
@@ -65,6 +67,8 @@ class Result:
 
 
 OnStep = Callable[[Progress], object]
+Readers = dict[LatentDiffusion, Read]
+"""What each model of a job has read so far."""
 NOTHING = Hints()
 
 
@@ -89,16 +93,18 @@ def generate(
     check_concat(model, hints)
     if autoguide is not None:
         check_concat(autoguide, hints)
+    readers: Readers = {}
     for done in range(0, len(items), batch_size):
         batch = tuple(items[done : done + batch_size])
         latents = None if hints.z is None else hints.z.expand(len(batch), -1, -1, -1)
-        seeds = ", ".join(str(item.seed) for item in batch)
-        for step in sample(model, batch, settings, hints, refiner, autoguide):
+        seeds, watch = ", ".join(str(item.seed) for item in batch), Watch(model.dtype)
+        for step in sample(model, batch, settings, hints, refiner, autoguide, readers):
             stage = f"the latent after step {step.i + 1} of {settings.sampled_steps} ({settings.sampler})"
-            check_finite(step.x, f"{stage} of seed {seeds}", model.dtype)
+            watch.see(step.x, f"{stage} of seed {seeds}")
             if on_step is not None:
                 on_step(Progress(step, settings.sampled_steps, batch, done, len(items)))
             latents = step.x
+        watch.report()
         assert latents is not None
         for index, item in enumerate(batch):  # one by one: less memory, and the first is saved while the others wait
             pixels = _decode(model, latents[index : index + 1], hints)  # (1, 3, H, W)
@@ -114,8 +120,9 @@ def sample(
     hints: Hints = NOTHING,
     refiner: Refiner | None = None,
     autoguide: LatentDiffusion | None = None,
+    readers: Readers | None = None,
 ) -> Iterator[Step]:
-    """The steps of one batch: from noise, or at `settings.strength` from `hints.z`.
+    """The steps of one batch: from noise, or at `settings.strength` from `hints.z`. readers: of the whole job.
 
     Noise alone begins as n * sqrt(sigma^2 + 1), not n * sigma: the network's first input is then n itself, of variance
     1 whichever sigma a spacing begins with, as x_T ~ N(0, 1) in DDPM (algorithm 2) and DDIM. A picture begins as
@@ -136,9 +143,10 @@ def sample(
     options: dict[str, Any] = dict(settings.sampler_options)
     if "schedule" in inspect.signature(sampler).parameters:  # it is defined on training timesteps
         options["schedule"] = model.schedule
-    denoise = _denoise(model, batch, settings, hints, sigmas, autoguide)
+    readers = {} if readers is None else readers
+    denoise = _denoise(model, batch, settings, hints, sigmas, readers, autoguide)
     if refiner is not None:  # which is shown nothing: no refiner takes a hint
-        finish = _denoise(refiner.model, batch, settings, NOTHING, sigmas)
+        finish = _denoise(refiner.model, batch, settings, NOTHING, sigmas, readers)
         denoise = switched(denoise, finish, refiner.sigma_switch(model))
     if hints.mask is not None and hints.z is not None:
         denoise = masked(denoise, hints.z, hints.mask)
@@ -151,20 +159,23 @@ def _denoise(
     settings: Settings,
     hints: Hints,
     sigmas: Tensor,
+    readers: Readers,
     worse: LatentDiffusion | None = None,
 ) -> Denoise:
     """A model's denoiser with all that it is told and led by."""
     guidance = settings.guidance
     scales = [settings.guidance_scale if item.guidance_scale is None else item.guidance_scale for item in batch]
     is_led = guidance.cfg_pp or any(scale != 1 for scale in scales)
-    told = _told(model, batch, settings, hints, sigmas, guided=is_led)
+    told = _told(model, batch, settings, hints, sigmas, readers, guided=is_led)
+    if told.is_led_from_itself and not guidance.cfg_pp:  # which renoises along what it is led from
+        told, scales = told._replace(uncond=None), [1.0] * len(batch)
     edits = [] if guidance.freeu is None else [partial(freeu, model.unet, *guidance.freeu)]
     cond, network = told.cond, _network(model, hints, edits)
     denoiser = told.heard_by(network)
     perturbed = None if told.scripts is None else told.heard_by(network)  # asked apart: scripts reorder a batch's rows
     others = [Away(cond, guidance.pag, perturbed, partial(identity_attention, model.unet, guidance.pag_layers))]
     if worse is not None:
-        lesser = _told(worse, batch, settings, hints, sigmas)
+        lesser = _told(worse, batch, settings, hints, sigmas, readers)
         others.append(Away(lesser.cond, guidance.autoguide - 1, lesser.heard_by(_network(worse, hints))))
     led = guided(denoiser, cond, told.uncond, scales, others=others, keep_uncond=guidance.cfg_pp)
     unguided = guided(denoiser, cond, None, 1.0)
@@ -177,7 +188,7 @@ def _network(
 ) -> ConditionalDenoise:
     """A model's network as it is asked: edited, and tile by tile."""
     denoiser: ConditionalDenoise = model.denoiser
-    for edit in edits:
+    for edit in (constants_of(model.unet), *edits):
         denoiser = edited(denoiser, edit)
     return denoiser if hints.tiles is None else tiled(denoiser, *hints.tiles)
 
@@ -188,16 +199,17 @@ def _told(
     settings: Settings,
     hints: Hints,
     sigmas: Tensor,
+    readers: Readers,
     guided: bool = False,
 ) -> Told:
     """What a network is told of each picture, in words or by their absence, and with the hints it is shown."""
     size = (settings.height, settings.width)
+    framing = Framing(*(settings.original_size or size), *size, *(settings.crop or (0, 0)))
     return tell(
         model,
         batch,
         sigmas,
-        framing=Framing(*(settings.original_size or size), *size, *(settings.crop or (0, 0))),
-        clip_skip=settings.clip_skip,
+        read=readers.setdefault(model, reader(model, framing, settings.clip_skip)),
         guided=guided,
         shown=lambda cond, items, negative: _shown(model, cond, items, hints, negative),
     )
@@ -212,13 +224,13 @@ def _decode(model: LatentDiffusion, z: Tensor, hints: Hints) -> Tensor:
 def _shown(
     model: LatentDiffusion, cond: Conditioning, batch: Sequence[Item], hints: Hints, negative: bool = False
 ) -> Conditioning:
-    """With the hints that go into the network itself."""
+    """With the hints that go into the network itself, and as it takes them: in no step they need to be moved."""
     if hints.concat is not None:
         cond = replace(cond, concat=hints.concat.expand(len(batch), -1, -1, -1))
     if hints.noisy is not None:
         noise = keyed_noise([item.noise_seed for item in batch], hints.noisy.shape[1:], "noise on the hint")
         cond = model.add_hint(cond, hints.noisy, hints.noise_level, noise.to(hints.noisy), negative=negative)
-    return cond
+    return cond.to(model.device, model.dtype)
 
 
 def check_concat(model: LatentDiffusion, hints: Hints) -> None:

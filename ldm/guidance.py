@@ -35,17 +35,17 @@ class Guidance:
     autoguide: float = 2.0  # w of autoguidance, where there is a worse model; 1 is none
 
     def __post_init__(self) -> None:
-        _check("guidance rescale", self.rescale, 0, 1)
+        _check("rescale", self.rescale, 0, 1)
         if self.threshold is not None:
-            _check("dynamic threshold", self.threshold, 0, 1)
+            _check("threshold", self.threshold, 0, 1)
         if self.interval is not None and not (len(self.interval) == 2 and 0 <= self.interval[0] <= self.interval[1]):
-            raise ValueError(f"the guidance interval is {self.interval}; give the lowest sigma and the highest")
+            raise ValueError(f"interval is {self.interval}; give the lowest sigma and then the highest")
         if self.freeu is not None and len(self.freeu) != 4:
             raise ValueError(f"freeu is {self.freeu}; give b1, b2, s1 and s2, such as 1.3, 1.4, 0.9, 0.2")
         for name, value in [
             ("pag", self.pag),
             ("autoguide", self.autoguide),
-            *(("guidance interval", end) for end in self.interval or ()),
+            *(("interval", end) for end in self.interval or ()),
             *(("freeu", factor) for factor in self.freeu or ()),
         ]:
             _check(name, value, -math.inf, math.inf)

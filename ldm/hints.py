@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ldm import images
+from ldm.finite import NonFiniteError as NonFiniteError
+from ldm.finite import check_finite
 from ldm.masks import Canvas
 from ldm.models.framing import check_level
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -189,15 +191,3 @@ def _encode(model: LatentDiffusion, pixels: Tensor) -> Tensor:
     z = posterior if isinstance(posterior, Tensor) else posterior.mode()
     check_finite(z, "the autoencoder's encoder", z.dtype)
     return z.float()
-
-
-class NonFiniteError(RuntimeError):
-    """NaN or infinity where a picture should be; the message names the stage."""
-
-
-def check_finite(x: Tensor, stage: str, dtype: torch.dtype) -> None:
-    if not bool(torch.isfinite(x).all()):
-        raise NonFiniteError(
-            f"NaN or infinity in {stage}, in {str(dtype).removeprefix('torch.')}: "
-            "no picture was made of it; try full precision, or a smaller guidance scale"
-        )

@@ -6,6 +6,7 @@ torch is imported only where a tensor is made, so a script can look at a picture
 from __future__ import annotations
 
 import math
+import mmap
 import struct
 import warnings
 import zlib
@@ -48,11 +49,20 @@ def load_as(path: str | Path, convert: Callable[[Image.Image], Image.Image]) -> 
             raise ValueError(f"{path}: {size} pixels are more than the {MAX_PIXELS:,} that are read; scale it down")
         try:
             image.load()
+            check_whole(image, path)
             return convert(image)
         except Refused as error:
             raise ValueError(f"{path}: {error}") from error
         except _UNREADABLE as error:
             raise ValueError(f"{path}: the picture is broken or cut off ({error}); save or copy it again") from error
+
+
+def check_whole(image: Image.Image, path: str | Path) -> None:
+    """ValueError for a PNG without its end, which Pillow does not miss: pixels or texts may be gone with it."""
+    if image.format == "PNG":
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            if data.find(b"IEND\xaeB`\x82") < 0:
+                raise ValueError("its end is missing")
 
 
 def image_size(path: str | Path) -> tuple[int, int]:

@@ -37,8 +37,9 @@ def make_items(
     num_images: int = 1,
     variation_seed: int | None = None,
     variation_strength: float | None = None,
+    cycle: int | None = None,
 ) -> list[Item]:
-    """`num_images` items for each prompt, item i of all with seed + i.
+    """`num_images` items for each prompt, item i of all with seed + i; with a `cycle`, i begins again after so many.
 
     With a variation_strength above 0 all have `seed`, and item i has variation_seed + i: variations of one picture.
     """
@@ -49,8 +50,9 @@ def make_items(
         raise ValueError(f"num_images is {num_images}; ask for at least 1")
     repeated = [text for text in prompts for _ in range(num_images)]
     negative = None if negative_prompt is None else clean(negative_prompt)
-    seeds = make_seeds(len(repeated), seed, variation_seed, variation_strength)
-    return [Item(clean(text), negative, *own) for text, own in zip(repeated, seeds, strict=True)]
+    cycle = len(repeated) if cycle is None else min(cycle, len(repeated))
+    seeds = make_seeds(cycle, seed, variation_seed, variation_strength)
+    return [Item(clean(text), negative, *seeds[i % cycle]) for i, text in enumerate(repeated)]
 
 
 def make_seeds(

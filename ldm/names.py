@@ -2,6 +2,9 @@
 
 Upper and lower case, spaces, dashes and underscores do not count, nor do k-diffusion's `sample_` and `get_sigmas_`,
 the `k_` of early scripts, diffusers' `Scheduler` and ComfyUI's `_gpu`. A sampler's name may end in a spacing's.
+
+One name means two things: `uniform` is what it is in the DDIM paper's code, and "Uniform", spelled just so, A1111's
+schedule type, which is `linspace`.
 """
 
 from __future__ import annotations
@@ -64,22 +67,35 @@ def find_sampler(text: str) -> tuple[str, str | None]:
 
     ValueError for an unknown name lists the nearest.
     """
-    word, samplers, spacings = _key(text), _table(SAMPLERS), _table(SPACINGS)
+    word, samplers, spacings = _key(_unambiguous(text)), _table(SAMPLERS), _table(SPACINGS)
     if word in samplers:
         return samplers[word], None
     for cut in range(1, len(word)):
         sampler, spacing = samplers.get(word[:cut]), spacings.get(word[cut:])
         if sampler is not None and (spacing is not None or word[cut:] == AUTOMATIC):
             return sampler, spacing
+    if word in spacings:
+        raise ValueError(f"there is no sampler {text!r}; that is a spacing, and goes with any sampler, as euler does")
+    if (plain := samplers.get(word.removesuffix("cfgpp"))) is not None:
+        raise ValueError(f"there is no sampler {text!r}; take {plain}, and cfg_pp beside it")
     raise ValueError(_unknown("sampler", text, samplers, SAMPLERS))
 
 
 def find_spacing(text: str) -> str | None:
     """Its name here; None for "Automatic". ValueError for an unknown name lists the nearest."""
-    word, spacings = _key(text), _table(SPACINGS)
+    word, spacings = _key(_unambiguous(text)), _table(SPACINGS)
+    if word in _table(SAMPLERS).keys() - spacings:
+        raise ValueError(f"there is no spacing {text!r}; that is a sampler, and goes with any spacing, as karras does")
     if word != AUTOMATIC and word not in spacings:
         raise ValueError(_unknown("spacing", text, spacings, SPACINGS))
     return spacings.get(word)
+
+
+def _unambiguous(text: str) -> str:
+    """With A1111's word for `linspace` as ours: "Uniform", alone or behind a sampler's name."""
+    first, _, last = text.strip().rpartition(" ")
+    is_theirs = last == "Uniform" and not first.casefold().endswith(("sgm", "ddim"))
+    return f"{first} linspace" if is_theirs else text
 
 
 def _key(text: str) -> str:

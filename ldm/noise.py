@@ -76,10 +76,10 @@ class BrownianNoise:
             raise ValueError(f"a batch of {x.shape[0]} needs as many seeds, got {len(self.seeds)}: {self.seeds}")
         start, end, shape = float(sigma), float(sigma_next), tuple(x.shape[1:])
         if end > start:
-            return self._normal(f"{start:.5e}:{end:.5e}", shape).to(x.dtype).to(x.device)
+            return _sent(self._normal(f"{start:.5e}:{end:.5e}", shape), x)
         low = _level(end)
         high = max(_level(start), low + 1)
-        return (self._increment(high, low, shape) / math.sqrt(_sigma(high) - _sigma(low))).to(x.dtype).to(x.device)
+        return _sent(self._increment(high, low, shape) / math.sqrt(_sigma(high) - _sigma(low)), x)
 
     def _increment(self, high: int, low: int, shape: tuple[int, ...]) -> Tensor:
         """W at one level less W at another, (B, *shape) float64."""
@@ -102,6 +102,11 @@ class BrownianNoise:
 
     def _normal(self, key: str, shape: tuple[int, ...]) -> Tensor:
         return keyed_noise(self.seeds, shape, f"{self.purpose}:{key}")
+
+
+def _sent(noise: Tensor, x: Tensor) -> Tensor:
+    """Like x, on its device; CUDA has its own copy when the call returns, so nobody waits."""
+    return noise.to(x.dtype).to(x.device, non_blocking=not x.is_mps)
 
 
 def _levy(place: float) -> Iterator[tuple[int, float]]:
@@ -129,19 +134,22 @@ def _sigma(level: int) -> float:
     return 2.0**octave * (1 + cell / CELLS)
 
 
-def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
+def slerp(a: Tensor, b: Tensor, share: float, dim: int | None = None) -> Tensor:
     """From a (share 0) to b (share 1), of one shape, along the arc between their directions (Shoemake 1985).
 
-    The norm on the way is that of one to the power 1 - share by that of the other to the power share: where both are
-    noise, so is what lies between, while a straight line would pass 30 % below the norm that noise has.
+    dim: where the vectors lie, each of which turns by itself; None turns the whole. The norm on the way is that of one
+    to the power 1 - share by that of the other to the power share: where both are noise, so is what lies between, while
+    a straight line would pass 30 % below the norm that noise has. Between opposites, which have no arc, the line it is.
     """
     if share in (0, 1):
         return b if share else a
-    p, q = a.double(), b.double()
-    angle = torch.acos(((p / p.norm()) * (q / q.norm())).sum().clamp(-1, 1)) / math.pi
+    dims = tuple(range(a.ndim)) if dim is None else dim
+    p, q = (v.to("cpu", torch.float64) for v in (a, b))  # not every device has float64
+    norm_p, norm_q = (torch.linalg.vector_norm(v, dim=dims, keepdim=True).clamp(min=1e-300) for v in (p, q))
+    angle = torch.acos((p / norm_p * (q / norm_q)).sum(dims, keepdim=True).clamp(-1, 1)) / math.pi
     ahead, behind = (part * torch.sinc(part * angle) / torch.sinc(angle) for part in (share, 1 - share))
-    norms = (q.norm() / p.norm()) ** share
-    return (behind * norms * p + ahead * norms * (p.norm() / q.norm()) * q).to(a.dtype)
+    turned = (behind * p / norm_p + ahead * q / norm_q) * norm_p ** (1 - share) * norm_q**share
+    return torch.where(angle > 1 - 1e-6, torch.lerp(p, q, share), turned).to(a.device, a.dtype)
 
 
 def _draw(seed: Seed, shape: Sequence[int], key: str | None = None) -> Tensor:

@@ -13,8 +13,8 @@ from ldm import hints, images, masks
 from ldm.generate import OnStep, Result, generate
 from ldm.items import Item, make_items, with_scales
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.refiner import Refiner, check_latents
-from ldm.settings import Settings, Wishes, resolve
+from ldm.refiner import Refiner, check_autoguide
+from ldm.settings import Settings, Wishes, check_second, resolve
 from ldm.sizes import canvas_size, picture_size
 
 Picture = Image.Image | str | Path
@@ -38,7 +38,7 @@ class Options(Wishes, total=False):
 def txt2img(model: LatentDiffusion, prompt: str | Sequence[str], **options: Unpack[Options]) -> Iterator[Result]:
     """Draws pictures of each prompt."""
     settings = _settings(model, options)
-    return generate(model, _items(prompt, options), settings, **_loop(model, options))
+    return generate(model, _items(prompt, options), settings, **_loop(options))
 
 
 def img2img(
@@ -58,7 +58,7 @@ def img2img(
     image = _picture(init_image)
     settings = _settings(model, options, image, strength)
     items = _items(prompt, options)
-    return generate(model, items, settings, hints.from_picture(model, image, settings), **_loop(model, options))
+    return generate(model, items, settings, hints.from_picture(model, image, settings), **_loop(options))
 
 
 def inpaint(
@@ -89,7 +89,7 @@ def inpaint(
     options["height"], options["width"] = canvas_size(model, canvas.image.size, *given)
     settings = _settings(model, options, strength=strength)
     items = _items(prompt, options)
-    return generate(model, items, settings, hints.from_mask(model, canvas, settings), **_loop(model, options))
+    return generate(model, items, settings, hints.from_mask(model, canvas, settings), **_loop(options))
 
 
 def depth2img(
@@ -111,7 +111,7 @@ def depth2img(
     image = None if init_image is None else _picture(init_image)
     settings = _settings(model, options, map_ if image is None else image, None if image is None else strength)
     items = _items(prompt, options)
-    return generate(model, items, settings, hints.from_depth(model, map_, settings, image), **_loop(model, options))
+    return generate(model, items, settings, hints.from_depth(model, map_, settings, image), **_loop(options))
 
 
 def upscale(
@@ -134,8 +134,9 @@ def upscale(
     picture = _picture(image)
     height, width = hints.enlarged_size(model, picture)
     options = {**options, "height": height, "width": width}
+    settings, items = _settings(model, options), _items(prompt, options)
     shown = hints.to_enlarge(model, picture, noise_level, tile, overlap)
-    return generate(model, _items(prompt, options), _settings(model, options), shown, **_loop(model, options))
+    return generate(model, items, settings, shown, **_loop(options))
 
 
 def variations(
@@ -148,8 +149,9 @@ def variations(
 ) -> Iterator[Result]:
     """Pictures that mean what a picture means, and what the prompt adds, by unCLIP (Ramesh et al. 2022,
     arXiv:2204.06125). noise_level: noise on its CLIP embedding; more lets them stray further."""
+    settings, items = _settings(model, options), _items(prompt, options)
     shown = hints.to_vary(model, _picture(image), noise_level)
-    return generate(model, _items(prompt, options), _settings(model, options), shown, **_loop(model, options))
+    return generate(model, items, settings, shown, **_loop(options))
 
 
 def _picture(picture: Picture) -> Image.Image:
@@ -159,7 +161,8 @@ def _picture(picture: Picture) -> Image.Image:
 def _settings(
     model: LatentDiffusion, options: Options, like: Image.Image | None = None, strength: float | None = None
 ) -> Settings:
-    """Checked; the size follows the picture `like`, where there is one. TypeError for an option that is none."""
+    """Checked, with the other models there are; the size follows the picture `like`. TypeError for an option that is
+    none."""
     for name in options.keys() - Options.__optional_keys__:
         near = difflib.get_close_matches(name, Options.__optional_keys__, 1)
         raise TypeError(f"there is no option {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
@@ -167,7 +170,13 @@ def _settings(
     if like is not None:
         given = options.get("height"), options.get("width")
         wishes["height"], wishes["width"] = picture_size(model, like.size, *given)
-    return resolve(model, strength, **wishes)
+    settings = resolve(model, strength, **wishes)
+    if (refiner := options.get("refiner")) is not None:
+        refiner.check(model)
+        check_second(settings, refiner.model, "refiner")
+    if (autoguide := options.get("autoguide")) is not None:
+        check_autoguide(model, autoguide)
+    return settings
 
 
 def _items(prompt: str | Sequence[str], options: Options) -> list[Item]:
@@ -190,15 +199,10 @@ class Loop(TypedDict):
     autoguide: LatentDiffusion | None
 
 
-def _loop(model: LatentDiffusion, options: Options) -> Loop:
-    refiner, autoguide = options.get("refiner"), options.get("autoguide")
-    if refiner is not None:
-        refiner.check(model)
-    if autoguide is not None:
-        check_latents(model, autoguide, "autoguide")
+def _loop(options: Options) -> Loop:
     return {
         "batch_size": options.get("batch_size", 4),
         "on_step": options.get("on_step"),
-        "refiner": refiner,
-        "autoguide": autoguide,
+        "refiner": options.get("refiner"),
+        "autoguide": options.get("autoguide"),
     }

@@ -6,16 +6,17 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ldm.files import atomic, sweep
-from ldm.images import open_image
+from ldm.files import atomic, claimed, sweep, write_text
+from ldm.images import check_whole, open_image
 
 CHUNK = "ldm"  # the text chunk with the whole request as JSON; `parameters` beside it is for other programs
 
@@ -51,6 +52,7 @@ def read_request(path: str | Path) -> dict[str, Any]:
     with open_image(path) as image:
         try:
             image.load()
+            check_whole(image, path)
             text = getattr(image, "text", {}).get(CHUNK)
         except (OSError, SyntaxError, ValueError) as error:
             raise ValueError(f"{path}: the picture is broken or cut off ({error})") from error
@@ -68,16 +70,18 @@ def read_request(path: str | Path) -> dict[str, Any]:
 class Folder:
     """A folder that pictures are added to; several processes may share one. Nothing in it is ever overwritten.
 
-    Who creates `.{prefix}{index}.claim` (O_EXCL) owns that index until its picture has its name, whole (`atomic`).
+    Who creates `.{prefix}{index}.claim` (O_EXCL) owns that index until its picture has its name, whole (`atomic`). A
+    job of many pictures reserves all its names at once: what `reserve` writes, job-00000.json, takes them.
     """
 
     def __init__(self, path: str | Path) -> None:
         """Makes the folder, tries to write there, removes what killed processes left. ValueError if it is unusable."""
         self.path = Path(path)
+        self._ends: dict[str, dict[str, int]] = {}  # by name of a job's file, which never changes: prefix -> next
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.path).close()
-            sweep(self.path, ".*.claim", ".*.png.*.part")
+            sweep(self.path)
         except OSError as error:
             why = error.strerror
             raise ValueError(f"{path}: pictures cannot be written there ({why}); choose another folder") from error
@@ -87,37 +91,62 @@ class Folder:
 
         What stands before "{index:05}" in `name` is a prefix with a count of its own.
         """
+        with self.numbered(name) as stem:
+            write_png(image, self.path / f"{stem}.png", info, exclusive=True)
+        return self.path / f"{stem}.png"
+
+    @contextmanager
+    def numbered(self, name: str) -> Iterator[str]:
+        """`name` with the first free index in it, which nobody else gets while the block lasts."""
         prefix = name.partition("{")[0]
-        with self._claimed(prefix) as index:
-            path = self.path / f"{name.format(index=index)}.png"
-            write_png(image, path, info)
+        with ExitStack() as claims:
+            with self._naming():
+                index = self._next(prefix)
+                claims.enter_context(claimed(self.path / f".{prefix}{index:05}.claim"))
+            yield name.format(index=index)
+
+    def reserve(self, make: Callable[[int, int], dict[str, Any]]) -> Path:
+        """Writes the next job-00000.json: `make(pictures, grids)`, of the first free index of each, is its content.
+
+        Its "next" says, by prefix, where the names that it takes end.
+        """
+        with self._naming():
+            path = self.path / f"job-{self._next('job-'):05}.json"
+            content = make(self._next(""), self._next("grid-"))
+            write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False))
         return path
 
     @contextmanager
-    def _claimed(self, prefix: str) -> Iterator[int]:
-        index = self._last(prefix) + 1
-        while True:
-            claim = self.path / f".{prefix}{index:05}.claim"
-            try:
-                os.close(os.open(claim, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-            except FileExistsError:
-                index += 1
-                continue
-            try:
-                if not any(self.path.glob(f"{prefix}{index:05}[-.]*")):  # under the claim, so nobody adds one now
-                    yield index
-                    return
-            finally:
-                claim.unlink(missing_ok=True)
-            index += 1
+    def _naming(self) -> Iterator[None]:
+        """One at a time, of all that give names here."""
+        with ExitStack() as claims:
+            while True:
+                with suppress(FileExistsError):
+                    claims.enter_context(claimed(self.path / ".names.claim"))
+                    break
+                time.sleep(0.005)
+            yield
 
-    def _last(self, prefix: str) -> int:
-        pattern = re.compile(re.escape(prefix) + r"(\d{5,})[-.]")
-        found = (pattern.match(entry) for entry in os.listdir(self.path))
-        return max((int(match[1]) for match in found if match), default=-1)
+    def _next(self, prefix: str) -> int:
+        """The first index above all that are taken, by a file, a claim or a job."""
+        pattern = re.compile(r"\.?" + re.escape(prefix) + r"(\d{5,})[-.]")
+        names = os.listdir(self.path)
+        for name in names:
+            if re.fullmatch(r"job-\d{5,}\.json", name) and name not in self._ends:
+                self._ends[name] = _ends(self.path / name)
+        ends = [int(match[1]) + 1 for match in map(pattern.match, names) if match]
+        return max([0, *ends, *(end.get(prefix, 0) for end in self._ends.values())])
 
 
-def write_png(image: Image.Image, path: Path, info: PngInfo | None = None) -> None:
-    """A PNG that is whole, and on the disk, before its name is."""
-    with atomic(path) as file:
+def _ends(path: Path) -> dict[str, int]:
+    """Where the names end that a job's file takes; a file of another program takes none."""
+    try:
+        return {str(prefix): int(end) for prefix, end in json.loads(path.read_text("utf-8"))["next"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return {}
+
+
+def write_png(image: Image.Image, path: Path, info: PngInfo | None = None, *, exclusive: bool = False) -> None:
+    """A PNG that is whole, and on the disk, before its name is. exclusive: FileExistsError where the name is taken."""
+    with atomic(path, exclusive=exclusive) as file:
         image.save(file, format="PNG", pnginfo=info)

@@ -9,12 +9,14 @@ r"""What people write into a prompt besides words, with the meaning it has in AU
     \( \) \[ \] \: \| \\ \AND \BREAK   the characters and the words themselves
 
 Everything is a text: a bracket without its partner, a number that is none, or a level beyond MAX_DEPTH is read as it
-stands, and so is an AND inside of brackets. Parsing is linear in the length, which is bounded, and raises nothing.
+stands, and so is an AND inside of brackets. Parsing is linear in the length, which is bounded, and raises nothing; what
+is read in which step costs the length once more for each text that differs.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -87,13 +89,18 @@ class Prompt:
 
     def schedule(self, steps: int) -> list[tuple[int, tuple[Clause, ...]]]:
         """(first step, what is drawn from there on), in order; the first first step is 0."""
-        turns = {0}.union(*(_turns(nodes, steps) for _, nodes in self.clauses))
+        found, sizes = _changes([node for _, nodes in self.clauses for node in nodes], steps)
+        changes = sorted({0} | found)
+        turns = range(steps) if sizes else changes
+        read: dict[tuple[int, ...], tuple[Clause, ...]] = {}  # the text of a step is told by these numbers alone
         scenes: list[tuple[int, tuple[Clause, ...]]] = []
-        for i in sorted(turns):
-            clauses = self.at(i, steps)
-            if not scenes or scenes[-1][1] != clauses:
-                scenes.append((i, clauses))
-        return scenes
+        for i in turns:
+            key = (bisect_right(changes, i), *(i % size for size in sizes))
+            if key not in read:
+                read[key] = self.at(i, steps)
+            if not scenes or scenes[-1][1] != read[key]:
+                scenes.append((i, read[key]))
+        return scenes or [(0, self.at(0, steps))]
 
 
 def parse(text: str, *, compose: bool = True) -> Prompt:
@@ -227,17 +234,24 @@ def _choose(nodes: Nodes, weight: float, i: int, steps: int, chosen: list[tuple[
             chosen.append((node, weight))
 
 
-def _turns(nodes: Nodes, steps: int) -> set[int]:
-    """The steps in which another text may begin."""
-    turns: set[int] = set()
+def _changes(nodes: Nodes, steps: int) -> tuple[set[int], set[int]]:
+    """Before which steps a text gives way to another, and how many take turns, wherever some do."""
+    changes: set[int] = set()
+    sizes: set[int] = set()
     for node in nodes:
+        inner: Sequence[Nodes] = ()
         if isinstance(node, Emphasis):
-            turns |= _turns(node.nodes, steps)
+            inner = (node.nodes,)
         elif isinstance(node, Change):
-            turns |= {node.step(steps)} | _turns(node.before, steps) | _turns(node.after, steps)
+            inner = (node.before, node.after)
+            changes |= {node.step(steps)} - {steps}
         elif isinstance(node, Alternation):
-            return set(range(steps))
-    return {turn for turn in turns if turn < steps}
+            inner = node.options
+            sizes.add(len(inner))
+        for own_changes, own_sizes in (_changes(part, steps) for part in inner):
+            changes |= own_changes
+            sizes |= own_sizes
+    return changes, sizes
 
 
 def _bounded(weight: float) -> float:

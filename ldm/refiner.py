@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ldm.models.diffusion.guidance import ROUNDING
 from ldm.models.latent_diffusion import LatentDiffusion
 
 
@@ -29,11 +30,16 @@ class Refiner:
         """The lowest noise level that is still the base's, less a rounding error; infinity where none is."""
         timesteps = base.schedule.num_timesteps
         t = round(timesteps - self.at * timesteps)
-        return float(base.schedule.sigmas[t]) * (1 - 1e-6) if t < timesteps else math.inf
+        return float(base.schedule.sigmas[t]) * (1 - ROUNDING) if t < timesteps else math.inf
 
     def check(self, base: LatentDiffusion) -> None:
-        """ValueError unless both walk the same latents."""
+        """ValueError unless both walk the same latents, and this one is shown nothing but words."""
         check_latents(base, self.model, "refiner")
+        if shown := self.model.concat_channels:
+            raise ValueError(
+                f"the refiner's network takes {shown} channels beside the latent, and a refiner is shown none; "
+                "give one that draws from words alone"
+            )
 
 
 def check_latents(model: LatentDiffusion, other: LatentDiffusion, role: str) -> None:
@@ -43,6 +49,17 @@ def check_latents(model: LatentDiffusion, other: LatentDiffusion, role: str) -> 
         raise ValueError(
             f"the model and its {role} have different latents ({', '.join(differing)}); "
             f"give a {role} of the same autoencoder"
+        )
+
+
+def check_autoguide(model: LatentDiffusion, worse: LatentDiffusion) -> None:
+    """ValueError unless both walk the same latents, and are shown the same beside them."""
+    check_latents(model, worse, "autoguide")
+    ours, theirs = model.concat_channels, worse.concat_channels
+    if ours != theirs:
+        raise ValueError(
+            f"the model's network takes {ours} channels beside the latent, its autoguide's {theirs}; "
+            "give an autoguide that is shown the same"
         )
 
 

@@ -104,7 +104,7 @@ def resolve(model: LatentDiffusion, strength: float | None = None, **wishes: Unp
     if unknown := wishes.keys() - Wishes.__optional_keys__:
         raise TypeError(f"there is no setting {', '.join(sorted(unknown))}")
     own = _own_levels(model.schedule, wishes)
-    sampler, spacing = _chosen(wishes.get("sampler", "ddim"), wishes.get("spacing"))
+    sampler, spacing = chosen(wishes.get("sampler", "ddim"), wishes.get("spacing"))
     guidance = _guidance(model, sampler, wishes)
     if strength is not None and not 0 <= strength <= 1:
         raise ValueError(f"strength is {strength}; it can be 0 (the picture as it is) … 1 (nothing left of it)")
@@ -133,6 +133,15 @@ def resolve(model: LatentDiffusion, strength: float | None = None, **wishes: Unp
     )
     settings.levels(model.schedule)  # ValueError for what the spacing does not have, or cannot do
     return settings
+
+
+def check_second(settings: Settings, second: LatentDiffusion, role: str) -> None:
+    """ValueError where a refiner cannot draw as the settings say, which were resolved for the first model."""
+    try:
+        settings.guidance.check(second, settings.sampler)
+        _clip_skip(second, settings.clip_skip)
+    except ValueError as error:
+        raise ValueError(f"the {role} cannot: {error}") from error
 
 
 def _size(model: LatentDiffusion, height: int | None, width: int | None) -> tuple[int, int]:
@@ -184,13 +193,18 @@ def _churn(sampler: str, name: str, value: float | None) -> float | None:
     have = [other for other, (function, _) in SAMPLERS.items() if name in inspect.signature(function).parameters]
     if sampler not in have:
         raise ValueError(f"{name} is {value:g}, but sampler {sampler} has none; leave it out or take {', '.join(have)}")
+    if name == "s_tmax" and value == math.inf:
+        return None
     if not math.isfinite(value) or value < 0:
         raise ValueError(f"{name} is {value}; it can be 0 or any number above")
     return value
 
 
-def _chosen(sampler: str, spacing: str | None) -> tuple[str, str]:
-    """Both by their names here; the spacing is the given one, else that of the sampler's name, else the sampler's."""
+def chosen(sampler: str, spacing: str | None = None) -> tuple[str, str]:
+    """Both by their names here; the spacing is the given one, else that of the sampler's name, else the sampler's.
+
+    ValueError for an unknown name. What a plugin has put into `SAMPLERS` and `SPACINGS` is known by its own name.
+    """
     name, named = (sampler, None) if sampler in SAMPLERS else find_sampler(sampler)
     given = spacing if spacing is None or spacing in SPACINGS else find_spacing(spacing)
     return name, next(one for one in (given, named, SAMPLERS[name][1]) if one is not None)

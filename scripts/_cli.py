@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import secrets
 import sys
@@ -14,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import _installed  # noqa: F401
-from _kinds import MAX_SEED
-from _options import ELSEWHERE, OWN_DEFAULTS, PARTS, PICTURES, WORDLESS, own_model
-from _parser import Usage, make_parser
+from _kinds import MAX_SEED, check_new_folder
+from _options import COMMANDS, ELSEWHERE, OWN_DEFAULTS, PARTS, PICTURES, WITH_TORCH, WORDLESS, own_model
+from _parser import Usage, as_typed, make_parser
+from _settings_file import with_settings
+
+from ldm.names import find_sampler, find_spacing
 
 DEFAULTS: dict[str, Any] = {
     "repeat": 1,
@@ -25,6 +29,7 @@ DEFAULTS: dict[str, Any] = {
     "n_samples": 1,
     "n_iter": 1,
     "device": "auto",
+    "backend": "torch",
     "outdir": "outputs",
 }
 WITH_REPRODUCE = {"model", "config", "plugin", "device", *PICTURES, *PARTS, "outdir", "debug", "reproduce"}
@@ -50,6 +55,8 @@ def main(command: str, argv: Sequence[str] | None = None) -> int:
             from _explain import explain
 
             return explain(options)
+        if options.profile is not None:
+            os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # torch's profiler would tell of its own ways, on stderr
         from _draw import draw  # torch from here on
 
         return draw(options)
@@ -60,19 +67,20 @@ def main(command: str, argv: Sequence[str] | None = None) -> int:
         if "--debug" in argv:
             raise
         mistake = isinstance(error, ValueError)
-        sentence = f"error: {error}" if mistake else f"failed: {error or type(error).__name__} (--debug shows where)"
-        print(sentence, file=sys.stderr)
+        failure = f"failed: {error or type(error).__name__} (--debug shows where)"
+        print(f"error: {as_typed(str(error), command)}" if mistake else failure, file=sys.stderr)
         return 2 if mistake else 1
 
 
 def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
     """Options by their main names, defaults filled in, values checked. Usage for anything wrong."""
     parser = make_parser(command)
-    options = parser.parse_args([_dashed(word) for word in argv])
+    options = parser.parse_args(with_settings(parser, [_dashed(word) for word in argv]))
     typed = {name for name, value in vars(options).items() if value is not parser.get_default(name)}
     options.command = command
+    own = {name for option in COMMANDS[command][1] for name in option[0].split()}
     for name, other in ELSEWHERE.items():
-        if name.strip("-") in typed and command != other:
+        if name not in own and name.strip("-").replace("-", "_") in typed:
             raise Usage(f"{name}: scripts/{other}.py takes it; this is scripts/{command}.py")
     if command == "depth2img" and "strength" in typed and "init_img" not in typed:
         raise Usage("--strength is for a picture to begin from; name one with --init-img, or leave it out")
@@ -84,6 +92,8 @@ def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
             if getattr(options, name, 0) is None:
                 setattr(options, name, value)
         _check(options)
+    if options.plugin is None:  # which may have more
+        _check_names(options)
     for option in ("config", "model", *PARTS):
         _check_model_path(option, getattr(options, option))
     return options
@@ -117,6 +127,8 @@ def _check(options: argparse.Namespace) -> None:
         one = options.from_file is None
         options.prompts = [options.prompt] * options.n_samples if one else _read_prompts(options.from_file)
     count = len(options.prompts) * options.repeat * options.n_iter
+    if options.resume and -1 in (options.seed, options.variation_seed):
+        raise Usage("--resume: a random seed is another one than that of the job; give the one that was printed then")
     if options.seed == -1:
         options.seed = secrets.randbelow(MAX_SEED + 2 - min(count, MAX_SEED))
         print(f"seed: {options.seed}")
@@ -130,16 +142,39 @@ def _check(options: argparse.Namespace) -> None:
         first, name = getattr(options, counted), counted.replace("_", "-")
         raise Usage(f"--{name}: {first} and the {count - 1} after it leave 0 … {MAX_SEED}; begin lower")
     if options.scale is not None and len(options.scale) > count:
-        raise Usage(f"--scale: {len(options.scale)} scales for {count} pictures; --n-iter or --n-samples draws more")
+        pictures = f"{count} picture{'s' * (count > 1)}"
+        raise Usage(f"--scale: {len(options.scale)} scales for {pictures}; --n-iter or --n-samples draws more")
     if options.autoguide_scale is not None and options.autoguide is None:
         raise Usage("--autoguide-scale: there is no model to lead away from; name one with --autoguide")
     if options.pag_layers is not None and not options.pag:
         raise Usage("--pag-layers: nothing is perturbed; give --pag a scale, such as 3")
     if options.refine_at is not None and options.refiner is None:
         raise Usage("--refine-at: there is no refiner that could begin; name one with --refiner")
+    if options.profile is not None:
+        check_new_folder("--profile", options.profile)
+    if options.backend != "torch":
+        _check_backend(options)
     for name in PICTURES:
         if getattr(options, name, None) is not None:
             _check_picture(name, getattr(options, name))
+
+
+def _check_names(options: argparse.Namespace) -> None:
+    for name, find in (("sampler", find_sampler), ("spacing", find_spacing)):
+        try:
+            if (text := getattr(options, name)) is not None:
+                find(text)
+        except ValueError as error:
+            raise Usage(f"--{name}: {error}") from None
+
+
+def _check_backend(options: argparse.Namespace) -> None:
+    """What graphs cannot: the rest is none of their business."""
+    for name, remedy in WITH_TORCH.items():
+        if getattr(options, name, None) not in (None, False, 0, "auto", *((1,) if name == "clip_skip" else ())):
+            raise Usage(f"--{name.replace('_', '-')} needs --backend torch: {remedy}")
+    if options.precision not in (None, "full"):
+        raise Usage(f"--precision {options.precision} needs --backend torch: ONNX files are in float32; leave it out")
 
 
 def _check_picture(name: str, file: str) -> None:

@@ -100,12 +100,14 @@ def unet_config(params: Params) -> dict[str, Any]:
 def vae_config(ours: Params) -> dict[str, Any]:
     widths = tuple(ours["block_out_channels"])
     return {
-        "latent_channels": ours["latent_channels"],
+        "latent_channels": ours.get("latent_channels", 4),
         "block_out_channels": widths,
         "layers_per_block": ours["layers_per_block"],
         "down_block_types": ("DownEncoderBlock2D",) * len(widths),
         "up_block_types": ("UpDecoderBlock2D",) * len(widths),
         "scaling_factor": ours["scaling_factor"],
+        "norm_num_groups": ours.get("norm_num_groups", 32),
+        "mid_block_add_attention": ours.get("mid_attention", True),
         "force_upcast": False,
     }
 

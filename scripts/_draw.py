@@ -3,29 +3,57 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from _device import default_precision, find_device, make_ready
+from _device import default_precision, find_device
 from _guidance import make_guidance
+from _manifest import Job
 from _options import REFINE_AT
+from _outline import outlines
 from _output import Bar, Interrupts, Output
 from _prepare import prepare, read_pictures
+from _profile import profiled
 from _record import DTYPES, check_weights, compare, source, take_over
+from _speed import hasten
 
+from ldm.backends import check_backend, pinned
 from ldm.checkpoint.load import load
-from ldm.config import load_plugin
-from ldm.generate import Progress, generate
-from ldm.items import Item, clean, make_seeds, with_scales
+from ldm.checkpoint.onnx_folder import load_onnx
+from ldm.generate import Progress, Result, generate
+from ldm.items import Item, make_items, with_scales
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.png import Folder
-from ldm.refiner import Refiner, check_latents
+from ldm.refiner import Refiner
+
+FOREIGN = re.compile(r"<(?:lora|lyco|hypernet):[^<>]{1,100}>")  # A1111's words for networks to add
+
+PROVIDERS = {  # of onnxruntime, for each kind of device: the one to be used, and those that help it out
+    "cpu": ("CPUExecutionProvider",),
+    "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
+    "tensorrt": ("TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"),
+    "mps": ("CoreMLExecutionProvider", "CPUExecutionProvider"),
+}
 
 
-def draw(options: argparse.Namespace) -> int:
+class Listener:
+    """Hears of each step and of each picture when it is finished; this one does nothing."""
+
+    def step(self, progress: Progress) -> None:
+        pass
+
+    def picture(self, result: Result) -> None:
+        pass
+
+
+NOBODY = Listener()
+
+
+def draw(options: argparse.Namespace, listener: Listener = NOBODY) -> int:
     """Draw what `options` (from `_cli.parse`) ask for. Returns the exit status."""
     original = None if options.reproduce is None else take_over(options)
     folder = Folder(options.outdir)
@@ -34,55 +62,76 @@ def draw(options: argparse.Namespace) -> int:
     for scale in options.scale or ():
         guidance.check_scale(scale)
     device, precision = choose_device(options)
+    items = asked_items(options)
+    job = Job(options, folder, items, device, precision)  # --resume is looked into before a model is loaded
+    if job.is_finished:
+        print(f"{job.path}: all of its {len(items)} pictures are there")
+        return 0
+    outlines(options)  # what cannot be is said before a weight is read
 
-    if options.plugin is not None:
-        load_plugin(options.plugin)
-    dtype = DTYPES[precision]
-    model = _load(options, device, dtype)
-    refiner = _load_refiner(options, model, device, dtype)
-    autoguide = _load_autoguide(options, model, device, dtype)
-    _check_model(options, model)
+    model, refiner, autoguide = _models(options, device, DTYPES[precision])
     settings, hints = prepare(options, model, pictures)
-    for one in (model, refiner and refiner.model, autoguide):
-        if one is not None:
-            make_ready(one, device, precision)
     made_by = source(options, model, device, precision)
     if original is not None:
         check_weights(options, original, made_by)
 
-    items = make_items(options)
-    _tell_what_is_cut(model, items)
-    output = Output(options, folder, model, made_by, only=None if original is None else original["index"])
-    with Interrupts() as interrupts, Bar(settings, items, options.n_samples) as bar, _autocast(device, precision):
+    _tell_what_is_not_read(model, items)
+    networks = {"text_encoder": model.text_encoder, "unet": model.unet, "autoencoder": model.autoencoder}
+    with (
+        job,
+        Interrupts() as interrupts,
+        Bar(settings, job.todo, job.batch_size) as bar,
+        _autocast(device, precision),
+        profiled(options.profile, networks, model.device.type, model.dtype),
+        pinned(options.attention),
+    ):
+        output = Output(options, job, model, settings, made_by, only=None if original is None else original["index"])
 
         def on_step(progress: Progress) -> None:
             output.step(progress)
             bar.step(progress)
+            listener.step(progress)
 
         drawn = generate(
             model,
-            items,
+            job.todo,
             settings,
             hints,
-            batch_size=options.n_samples,
+            batch_size=job.batch_size,
             on_step=on_step,
             refiner=refiner,
             autoguide=autoguide,
         )
-        for result in drawn:
-            output.picture(result)
+        for place, result in zip(job.places, drawn, strict=True):
+            output.picture(result, place)
             bar.picture()
+            listener.picture(result)
             if interrupts.asked and result.index == len(result.batch) - 1:
                 break
-    output.finish()
+        output.finish()
     if interrupts.asked:
-        print(f"stopped after {bar.pictures} of {len(items)} pictures", file=sys.stderr)
+        more = "; --resume goes on" if job.path else ""
+        print(f"stopped after {bar.pictures} of {len(job.todo)} pictures{more}", file=sys.stderr)
         return 130
     return 0 if options.reproduce is None else compare(options.reproduce, output.paths[0])
 
 
+def _models(
+    options: argparse.Namespace, device: str, dtype: torch.dtype
+) -> tuple[LatentDiffusion, Refiner | None, LatentDiffusion | None]:
+    """All that a job draws with: the model, what finishes its pictures, and what is led away from."""
+    check_backend(options.attention, device, dtype)
+    model = _load(options, device, dtype)
+    refiner = _load_refiner(options, str(model.device), dtype)  # an ONNX model is on the CPU, for torch
+    autoguide = _load_autoguide(options, str(model.device), dtype)
+    hasten(options, (model, refiner.model if refiner is not None else None, autoguide))
+    return model, refiner, autoguide
+
+
 def _load(options: argparse.Namespace, device: str, dtype: torch.dtype) -> LatentDiffusion:
     """The autoencoder stays in float32, whatever the networks' dtype: SDXL's overflows in float16."""
+    if options.backend != "torch":
+        return load_onnx(options.model, PROVIDERS["tensorrt" if options.backend == "tensorrt" else device])
     return load(
         options.model,
         config=options.config,
@@ -98,26 +147,18 @@ def _load(options: argparse.Namespace, device: str, dtype: torch.dtype) -> Laten
     )
 
 
-def _load_refiner(
-    options: argparse.Namespace, model: LatentDiffusion, device: str, dtype: torch.dtype
-) -> Refiner | None:
+def _load_refiner(options: argparse.Namespace, device: str, dtype: torch.dtype) -> Refiner | None:
     """Its autoencoder is never used: the first model's decodes."""
     if options.refiner is None:
         return None
     second = load(options.refiner, device=device, dtype=dtype, variant=options.variant, note=print)
-    refiner = Refiner(second, REFINE_AT if options.refine_at is None else options.refine_at)
-    refiner.check(model)
-    return refiner
+    return Refiner(second, REFINE_AT if options.refine_at is None else options.refine_at)
 
 
-def _load_autoguide(
-    options: argparse.Namespace, model: LatentDiffusion, device: str, dtype: torch.dtype
-) -> LatentDiffusion | None:
+def _load_autoguide(options: argparse.Namespace, device: str, dtype: torch.dtype) -> LatentDiffusion | None:
     if options.autoguide is None:
         return None
-    worse = load(options.autoguide, device=device, dtype=dtype, variant=options.variant, note=print)
-    check_latents(model, worse, "autoguide")
-    return worse
+    return load(options.autoguide, device=device, dtype=dtype, variant=options.variant, note=print)
 
 
 def _autocast(device: str, precision: str) -> AbstractContextManager[Any]:
@@ -129,36 +170,33 @@ def _autocast(device: str, precision: str) -> AbstractContextManager[Any]:
 def choose_device(options: argparse.Namespace) -> tuple[str, str]:
     """(device, precision), said aloud; ValueError if the one asked for is not there."""
     device = find_device(options.device)
-    precision = options.precision or default_precision(device)
+    precision = options.precision or ("full" if options.backend != "torch" else default_precision(device))
     name = f" ({torch.cuda.get_device_name()})" if device == "cuda" else ""
     by = ", chosen by auto" if options.device == "auto" else ""
     print(f"device: {device}{name}{by}; precision: {precision}")
     return device, precision
 
 
-def _tell_what_is_cut(model: LatentDiffusion, items: Sequence[Item]) -> None:
+def _tell_what_is_not_read(model: LatentDiffusion, items: Sequence[Item]) -> None:
     for text in dict.fromkeys(text for item in items for text in (item.prompt, item.negative_prompt)):
         if text is not None and (rest := model.text_encoder.unseen(text)):
             print(f"the prompt is longer than the model reads; not seen: {rest[:200]!r}", file=sys.stderr)
+        for network in FOREIGN.findall(text or ""):
+            print(f"{network} in the prompt is read as text: no such networks are loaded here", file=sys.stderr)
 
 
-def _check_model(options: argparse.Namespace, model: LatentDiffusion) -> None:
-    for option, asked, has in (
-        ("C", options.C, model.autoencoder.latent_channels),
-        ("f", options.f, model.autoencoder.downsample_factor),
-    ):
-        if asked is not None and asked != has:
-            raise ValueError(f"--{option} {asked}: this model has {has}; leave the option out")
-
-
-def make_items(options: argparse.Namespace) -> list[Item]:
+def asked_items(options: argparse.Namespace) -> list[Item]:
     """Everything to draw, in order; picture i has seed i, with --fixed-code that of its place in the batch."""
     if options.reproduce is not None:
         return list(options.items)
     prompts = [prompt for _ in range(options.n_iter) for prompt in options.prompts for _ in range(options.repeat)]
-    cycle = options.n_samples if options.fixed_code else len(prompts)
-    negative = None if options.negative_prompt is None else clean(options.negative_prompt)
-    seeds = make_seeds(min(cycle, len(prompts)), options.seed, options.variation_seed, options.variation_strength)
-    items = [Item(clean(prompt), negative, *seeds[i % cycle]) for i, prompt in enumerate(prompts)]
+    items = make_items(
+        prompts,
+        options.negative_prompt,
+        options.seed,
+        variation_seed=options.variation_seed,
+        variation_strength=options.variation_strength,
+        cycle=options.n_samples if options.fixed_code else None,
+    )
     several = options.scale is not None and len(options.scale) > 1
     return with_scales(items, options.scale, make_guidance(options)) if several else items

@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 import textwrap
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
-from _draw import choose_device, make_items
+from _draw import asked_items, choose_device
 from _memory import Peak, weight_bytes, without_scores
-from _prepare import prepare
+from _outline import Outlines, outlines
 from _record import DTYPES
 from torch import Tensor
 
-from ldm.checkpoint.load import outline
-from ldm.config import load_plugin
 from ldm.generate import sample
 from ldm.items import Item
 from ldm.models.chunks import Chunk
@@ -33,19 +31,10 @@ PROMPTS = 8
 
 def explain(options: argparse.Namespace) -> int:
     device, precision = choose_device(options)
-    if options.plugin is not None:
-        load_plugin(options.plugin)
-    model = outline(
-        options.model, config=options.config, variant=options.variant, parameterization=options.parameterization
-    )
-    settings, _ = prepare(options, model, {})
-    items = make_items(options)
-    batch = items[: options.n_samples]
-    lines = [*_prompts(model, items, settings), "", *_levels(model, settings), ""]
-    lines += _work(model, batch, settings, DTYPES[precision], precision == "autocast", len(items))
-    for name in ("refiner", "autoguide"):
-        if getattr(options, name, None) is not None:
-            lines.append(f"{name:<9} takes its own weights and calls, which are not counted here")
+    found = outlines(options)
+    items = asked_items(options)
+    lines = [*_prompts(found.model, items, found.settings), "", *_levels(found), ""]
+    lines += _work(found, items, options.n_samples, DTYPES[precision], precision == "autocast")
     print("\n".join(lines))
     return 0
 
@@ -108,40 +97,42 @@ def _words(chunk: Chunk) -> Iterator[str]:
 # --- work -----------------------------------------------------------------------------------------------------------
 
 
-def _levels(model: LatentDiffusion, settings: Settings) -> Iterator[str]:
+def _levels(found: Outlines) -> Iterator[str]:
+    settings = found.settings
     spacing = f"spacing {settings.spacing}" if settings.spacing else "levels of one's own"
-    sigmas = settings.levels(model.schedule).tolist()
+    sigmas = settings.levels(found.model.schedule).tolist()
     yield f"sigmas    {settings.sampled_steps} steps of {settings.sampler}, {spacing}"
     shown = [f"{sigma:.4g}" for sigma in sigmas]
     yield from _wrapped("  " + "  ".join(shown), "  ")
+    if found.refiner is not None:
+        yield f"  the refiner is asked below sigma {found.refiner.sigma_switch(found.model):.4g}"
 
 
-def _work(
-    model: LatentDiffusion, batch: Sequence[Item], settings: Settings, dtype: torch.dtype, autocast: bool, count: int
-) -> Iterator[str]:
-    """Sizes, calls and memory: the loop itself runs on the meta device, and a spy listens at the denoiser."""
-    for part in (model.unet, model.text_encoder):
-        part.to(dtype)
-    held = {
-        "network": weight_bytes(model.unet),
-        "text encoder": weight_bytes(model.text_encoder),
-        "autoencoder": weight_bytes(model.autoencoder),
-    }
-    if autocast:
-        model.unet.to(torch.bfloat16)
-    spy = Spy(model)
-    is_known = spy.listen(batch, settings)
+def _work(found: Outlines, items: Sequence[Item], at_once: int, dtype: torch.dtype, autocast: bool) -> Iterator[str]:
+    """Sizes, calls and memory: the loop itself runs on the meta device, and spies listen at the denoisers."""
+    model, settings, batch = found.model, found.settings, items[:at_once]
+    models = {"network": model}
+    if found.refiner is not None:
+        models["refiner"] = found.refiner.model
+    if found.autoguide is not None:
+        models["autoguide"] = found.autoguide
+    held = _weights(models, dtype, autocast)
+    spies = {name: Spy(one) for name, one in models.items()}
+    is_known = listen(found, batch)
     shape = model.latent_shape(settings.height, settings.width)
-    drawing, decoding = spy.most, _decoding(model, shape)
+    drawing, decoding = max(spy.most for spy in spies.values()), _decoding(model, shape)
 
     channels, height, width = shape
-    yield f"sizes     {count} × {settings.width}x{settings.height} pixels, {len(batch)} at once"
-    yield f"          latent {channels} × {height} × {width}" + _context(spy.rows)
-    which = "" if len(batch) == count else ", for the first batch"  # others may have other prompts and scales
-    yield f"calls     of the network{which}" + ("" if is_known else ", as many as its error tells it to")
-    for (rows, length), times in spy.rows.items():
-        states = f", {length} states each" if length else ""
-        yield f"  {times if is_known else '?':>5} × {rows} row{'s' * (rows > 1)}{states}"
+    yield f"sizes     {len(items)} × {settings.width}x{settings.height} pixels, {len(batch)} at once"
+    yield f"          latent {channels} × {height} × {width}" + _context(spies["network"].rows)
+    which = "" if len(batch) == len(items) else ", for the first batch"  # others may have other prompts and scales
+    for name, spy in spies.items():
+        yield f"calls     of the {name}{which}" + ("" if is_known else ", as many as its error tells it to")
+        for (rows, length), times in spy.rows.items():
+            states = f", {length} states each" if length else ""
+            yield f"  {times if is_known else '?':>5} × {rows} row{'s' * (rows > 1)}{states}"
+        if is_known and not spy.rows:
+            yield f"  {0:>5}"
     yield "memory    an estimate: weights and tensors, without what libraries need besides"
     for name, size in held.items():
         yield f"  {name:<16}{_size(size)}"
@@ -154,7 +145,7 @@ class Spy:
     """Stands before a denoiser on the meta device: which calls it gets, and what the largest takes."""
 
     def __init__(self, model: LatentDiffusion) -> None:
-        self.model, self.denoiser = model, model.denoiser
+        self.denoiser = model.denoiser
         self.rows: Counter[tuple[int, int]] = Counter()  # (rows, states of each) of a call
         self.most = 0
         model.denoiser = self  # type: ignore[assignment]
@@ -169,15 +160,33 @@ class Spy:
         self.rows[call] += 1
         return x
 
-    @torch.inference_mode()
-    def listen(self, batch: Sequence[Item], settings: Settings) -> bool:
-        """Whether the sampler's calls do not depend on what it is answered."""
-        try:
-            for _ in sample(self.model, batch, settings):
-                pass
-        except (RuntimeError, NotImplementedError):
-            return False
-        return True
+
+@torch.inference_mode()
+def listen(found: Outlines, batch: Sequence[Item]) -> bool:
+    """Draws. Whether the sampler's calls do not depend on what it is answered."""
+    try:
+        for _ in sample(found.model, batch, found.settings, refiner=found.refiner, autoguide=found.autoguide):
+            pass
+    except (RuntimeError, NotImplementedError):
+        return False
+    return True
+
+
+def _weights(models: Mapping[str, LatentDiffusion], dtype: torch.dtype, autocast: bool) -> dict[str, int]:
+    """Bytes of what is held; the networks get the dtype that they will have."""
+    held: dict[str, int] = {}
+    for name, model in models.items():
+        model.unet.to(dtype)
+        model.text_encoder.to(dtype)
+        parts = {name: model.unet, "text encoder": model.text_encoder, "autoencoder": model.autoencoder}
+        if model is models["network"]:
+            held |= {part: weight_bytes(module) for part, module in parts.items()}
+        else:  # it is loaded whole, and its autoencoder in the networks' dtype
+            model.autoencoder.to(dtype)
+            held[name] = sum(weight_bytes(module) for module in parts.values())
+        if autocast:
+            model.unet.to(torch.bfloat16)
+    return held
 
 
 @torch.inference_mode()

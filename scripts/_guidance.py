@@ -7,14 +7,11 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
+from _options import OPTION_NAMES
+
 from ldm.guidance import Guidance
 
-OPTIONS = {field.name: field.name for field in fields(Guidance)} | {  # what an option is called
-    "rescale": "guidance_rescale",
-    "threshold": "dynamic_threshold",
-    "interval": "guidance_interval",
-    "autoguide": "autoguide_scale",
-}
+OPTIONS = {field.name: OPTION_NAMES.get(field.name, field.name) for field in fields(Guidance)}
 READERS: dict[str, Callable[[Any], Any]] = {  # from JSON; others are numbers
     "cfg_pp": bool,
     "pag_layers": lambda names: tuple(str(name) for name in names),

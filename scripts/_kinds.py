@@ -10,6 +10,7 @@ import difflib
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 MAX_SEED = 2**32 - 1
 MAX_SIDE = 8192
@@ -28,7 +29,8 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     return convert
 
 
-def number(low: float, high: float) -> Callable[[str], float]:
+def number(low: float, high: float, ends: bool = False) -> Callable[[str], float]:
+    """With `ends`, low and high may be infinite and are numbers still."""
     span = "a finite number, such as 7.5" if math.isinf(high) else f"{low:g} … {high:g}"
 
     def convert(text: str) -> float:
@@ -36,7 +38,7 @@ def number(low: float, high: float) -> Callable[[str], float]:
             value = float(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is not a number; give {span}") from None
-        if not math.isfinite(value) or not low <= value <= high:
+        if not low <= value <= high or (math.isinf(value) and not ends):
             raise argparse.ArgumentTypeError(f"{text} is out of range; give {span}")
         return value
 
@@ -100,19 +102,6 @@ def falling(text: str) -> list[float]:
     return values
 
 
-def named(find: Callable[[str], object]) -> Callable[[str], str]:
-    """A name that `find` does not refuse."""
-
-    def convert(text: str) -> str:
-        try:
-            find(text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-        return text
-
-    return convert
-
-
 def seed(text: str) -> int:
     return -1 if text == "random" else whole(-1, MAX_SEED)(text)
 
@@ -133,3 +122,12 @@ def one_of(*names: str) -> Callable[[str], str]:
         return text.lower()
 
     return convert
+
+
+def check_new_folder(option: str, value: str) -> None:
+    """ValueError unless a folder can be made there, or there is an empty one."""
+    path = Path(value)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"{option} {value} is there already; name a new folder")
+    if not path.absolute().parent.is_dir():
+        raise ValueError(f"{option} {value}: there is no folder {path.parent}; make it first")

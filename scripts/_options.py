@@ -5,21 +5,71 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from _kinds import MAX_SIDE, falling, named, names, number, numbers, one_of, pair, seed, several, side, sides, whole
+from _kinds import MAX_SIDE, falling, names, number, numbers, one_of, pair, seed, several, side, sides, whole
 
-from ldm.names import SAMPLERS, SPACINGS, find_sampler, find_spacing
+from ldm.names import SAMPLERS, SPACINGS
 
 Option = tuple[str, Any, str | None, str]  # names, type or True for a switch, metavar, help
 
+ATTENTION = ("auto", "math", "flash", "efficient", "cudnn")
 PRECISIONS = ("full", "autocast", "fp16", "bf16")
+BACKENDS = ("torch", "onnx", "tensorrt")  # the others draw with a folder of scripts/export_onnx.py
+WITH_TORCH = {  # options that only torch's networks have, and what else to do
+    "explain": "explain the model that was exported",
+    "config": "the folder has its own",
+    "ema": "give it to scripts/export_onnx.py",
+    "variant": "give it to scripts/export_onnx.py",
+    "parameterization": "give it to scripts/export_onnx.py",
+    "vae": "give it to scripts/export_onnx.py",
+    "text_encoder": "give it to scripts/export_onnx.py",
+    "pag": "it edits the network while it draws, and a graph is finished",
+    "freeu": "it edits the network while it draws, and a graph is finished",
+    "compile": "onnxruntime compiles a graph as it loads it",
+    "attention": "onnxruntime chooses its kernels itself",
+    "offload": "onnxruntime holds the graphs",
+    "clip_skip": "a graph gives the family's own states",
+}
 FLAGS = {  # the original scripts' own words for a sampler, with the noise levels that it visited there
     "--plms": "plms uniform",
     "--dpm-solver": "dpmpp_2m sgm_uniform",
     "--dpm": "dpmpp_2m sgm_uniform",
 }
-ELSEWHERE = {"--mask": "inpaint", "--depth": "depth2img", "--explain": "txt2img"}  # what people may give to others
+ELSEWHERE = {  # what people may give to other commands
+    "--mask": "inpaint",
+    "--depth": "depth2img",
+    "--explain": "txt2img",
+    "--init-img": "img2img",
+    "--strength": "img2img",
+    "--outpaint": "inpaint",
+    "--classes": "sample",
+}
 PICTURES = ("init_img", "mask", "depth")  # options that name pictures to draw from
-OPTION_NAMES = {"height": "H", "width": "W", "guidance_scale": "scale"}  # settings whose option has another name
+OPTION_NAMES = {  # settings, and parts of `Guidance`, whose option has another name
+    "height": "H",
+    "width": "W",
+    "guidance_scale": "scale",
+    "rescale": "guidance_rescale",
+    "threshold": "dynamic_threshold",
+    "interval": "guidance_interval",
+    "autoguide": "autoguide_scale",
+}
+IN_PYTHON = OPTION_NAMES | {"autoencoder": "vae", "use_ema": "ema"}  # and words of the library's other functions
+OTHER_WORDS = {  # what people write who come from A1111's or ComfyUI's names, or diffusers'
+    "--cfg-scale --cfg --guidance-scale": "--scale",
+    "--num-inference-steps --sampling-steps": "--steps",
+    "--sampler-name --sampler-index --sampling-method": "--sampler",
+    "--scheduler --schedule --schedule-type --timestep-spacing": "--spacing",
+    "--negative": "--negative-prompt",
+    "--n-images --num-images --num-images-per-prompt": "--n-samples",
+    "--batch-count": "--n-iter",
+    "--subseed": "--variation-seed",
+    "--subseed-strength --variation-seed-strength": "--variation-strength",
+    "--denoise --denoising-strength": "--strength",
+    "--init-image --image": "--init-img",
+    "--switch-at --refiner-switch-at --denoising-end": "--refine-at",
+    "--rescale-cfg --cfg-rescale": "--guidance-rescale",
+    "--output --output-dir": "--outdir",
+}
 REFINE_AT = 0.8
 PARTS = ("vae", "text_encoder", "refiner", "autoguide")  # options that name other files of weights than --model
 OWN_DEFAULTS: dict[str, dict[str, Any]] = {  # what one command alone has, besides pictures
@@ -48,8 +98,8 @@ WORDS: tuple[Option, ...] = (
 REPRODUCE = ("--reproduce", str, "PNG", "draw a picture made here again, bit for bit, from what is written in it")
 HOW: tuple[Option, ...] = (
     ("--steps --ddim-steps", whole(1, 1000), "N", "denoising steps, exactly (30)"),
-    ("--sampler", named(find_sampler), "NAME", f'{", ".join(SAMPLERS)}, or as elsewhere: "DPM++ 2M Karras" (ddim)'),
-    ("--spacing", named(find_spacing), "NAME", f"noise levels visited: {', '.join(SPACINGS)} (the sampler's own)"),
+    ("--sampler", str, "NAME", f'{", ".join(SAMPLERS)}, or as elsewhere: "DPM++ 2M Karras" (ddim)'),
+    ("--spacing", str, "NAME", f"noise levels visited: {', '.join(SPACINGS)} (the sampler's own)"),
     ("--sigma-min", number(0, math.inf), "S", "noise level of the last step, for spacings over sigma such as karras"),
     ("--sigma-max", number(0, math.inf), "S", "and of the first"),
     ("--rho", number(0.1, 100), "R", "shape of karras (7) and polyexponential (1)"),
@@ -58,7 +108,7 @@ HOW: tuple[Option, ...] = (
     ("--eta --ddim-eta", number(0, 1), "E", "fresh noise in each step, 0 … 1 (the sampler's own)"),
     ("--s-churn", number(0, math.inf), "S", "noise added on the way, in samplers that can (0)"),
     ("--s-tmin", number(0, math.inf), "S", "at noise levels from this one (0)"),
-    ("--s-tmax", number(0, math.inf), "S", "to this one (all)"),
+    ("--s-tmax", number(0, math.inf, ends=True), "S", "to this one (inf)"),
     ("--s-noise", number(0, math.inf), "S", "a factor of that noise (1)"),
     ("--H --height", side, "PX", "height, a multiple of 8 (the model's own)"),
     ("--W --width", side, "PX", "width, a multiple of 8 (the model's own)"),
@@ -96,14 +146,22 @@ MODEL: tuple[Option, ...] = (
     ("--text-encoder", str, "FILE", "another file or folder to take the text encoder from"),
     ("--refiner", str, "FILE", "a second model, which finishes what the first began"),
     ("--refine-at", number(0, 1), "A", f"the share of the noise levels after which it does ({REFINE_AT})"),
-    ("--plugin", str, "FILE", "a Python file to run first, which registers classes that the config names"),
+    ("--plugin", str, "FILE", "a Python file to run first, which registers classes, or samplers and spacings"),
     ("--C", whole(1, 1024), "N", "latent channels; checked against the model"),
     ("--f", whole(1, 1024), "N", "downsampling factor; checked against the model"),
     ("--device", one_of("auto", "cpu", "cuda", "mps"), "NAME", "auto, cpu, cuda, mps (auto)"),
+    ("--backend", one_of(*BACKENDS), "NAME", "what computes the networks: torch, or of an ONNX folder onnx, tensorrt"),
     ("--precision", one_of(*PRECISIONS), "NAME", f"{', '.join(PRECISIONS)} (fp16 on a GPU, else bf16 or full)"),
+    ("--attention", one_of(*ATTENTION), "NAME", f"kernel of attention: {', '.join(ATTENTION)} (auto: torch chooses)"),
+    ("--compile", True, None, "compile the UNet's blocks first: minutes for a large one, kept in ~/.cache/ldm/kernels"),
+)
+RUN: tuple[Option, ...] = (
+    ("--settings", str, "YAML", "more options, by name; those given here win (scripts/optimize writes such a file)"),
+    ("--profile", str, "FOLDER", "say where time and memory went: a trace, a table by module, and a picture"),
 )
 OUTPUT: tuple[Option, ...] = (
     ("--outdir", str, "FOLDER", "where pictures go; nothing there is overwritten (outputs)"),
+    ("--resume", True, None, "finish the job of these very options that was stopped in --outdir"),
     ("--n-rows", whole(1, 1000), "N", "pictures in a row of the grid"),
     ("--skip-grid", True, None, "no grid of all pictures; one picture never gets one"),
     ("--skip-save", True, None, "no single pictures, only the grid"),
@@ -122,6 +180,7 @@ def groups(command: str) -> dict[str, tuple[Option, ...]]:
         "how many": COUNTS,
         "model": (("--model --ckpt", str, "NAME|FILE", f"a model's name or its file ({own_model(command)})"), *MODEL),
         "output": OUTPUT,
+        "speed (docs/profiling.md)": RUN,
     }
 
 

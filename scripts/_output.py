@@ -11,18 +11,18 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from _manifest import GRID_LIMIT, Job
 from _record import describe
 from PIL import Image
 from tqdm import tqdm
 
 from ldm import images
+from ldm.files import atomic_folder
 from ldm.generate import Progress, Result
 from ldm.items import Item
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.png import Folder, write_png
+from ldm.png import write_png
 from ldm.settings import Settings
-
-GRID_LIMIT = 100  # pictures in one grid; more make several
 
 
 class Output:
@@ -31,19 +31,23 @@ class Output:
     def __init__(
         self,
         options: argparse.Namespace,
-        folder: Folder,
+        job: Job,
         model: LatentDiffusion,
+        settings: Settings,
         made_by: dict[str, Any],
         only: int | None,
     ) -> None:
         """`only`: the place in the batch of the one picture to keep, for --reproduce."""
-        self.options, self.folder, self.model, self.made_by, self.only = options, folder, model, made_by, only
+        self.options, self.job, self.model, self.settings, self.only = options, job, model, settings, only
+        self.made_by = made_by if job.digest is None else made_by | {"job": job.digest}
         self.paths: list[Path] = []
         self.grids: list[Path] = []
         self.sheets: list[Path] = []
-        self._for_grid: list[Result] = []
+        self._for_grid: dict[int, Image.Image] = {}  # by place
         self._frames: list[list[tuple[str, Image.Image]]] = []  # of each picture in the batch: (caption, picture)
         self._done = 0  # steps of the batch
+        if job.there:
+            print(f"{job.path}: {len(job.there)} of {len(job.items)} pictures are there already")
 
     def step(self, progress: Progress) -> None:
         """Decode the estimates of a step, if it is one to keep."""
@@ -55,24 +59,28 @@ class Output:
             for frames, x0 in zip(self._frames, progress.step.x0.split(1), strict=True):
                 frames.append((f"step {done}/{progress.steps}", images.to_images(self.model.decode(x0))[0]))
 
-    def picture(self, result: Result) -> None:
-        """Save a finished picture, and how it came to be."""
+    def picture(self, result: Result, place: int) -> None:
+        """Save a finished picture, unless it was there before, and how it came to be."""
         if self.only not in (None, result.index):
             return
-        if not self.options.skip_save:
-            path = self.folder.save(result.image, f"{{index:05}}-{result.seed}", describe(result, self.made_by))
-            self.paths.append(path)
-            if self.options.save_intermediates and self._frames:
-                self._save_frames(path.with_name(f"{path.stem}-steps"), self._frames[result.index], result)
+        if not self.options.skip_save and place not in self.job.there:
+            self._save(result, place)
         if not self.options.skip_grid:
-            self._for_grid.append(result)
-            if len(self._for_grid) == GRID_LIMIT:
-                self._save_grid()
+            self._for_grid[place] = result.image
+            if (place + 1) % GRID_LIMIT == 0:
+                self._save_grids()
+
+    def _save(self, result: Result, place: int) -> None:
+        with self.job.stem(place) as stem:
+            path = self.job.folder.path / f"{stem}.png"
+            if self.options.save_intermediates and self._frames:  # first: who has the picture has all of it
+                self._save_frames(path.with_name(f"{stem}-steps"), self._frames[result.index], result)
+            write_png(result.image, path, describe(result, self.made_by), exclusive=True)
+        self.paths.append(path)
 
     def finish(self) -> None:
         """Save the grid, and say where everything is."""
-        if len(self._for_grid) > 1:
-            self._save_grid()
+        self._save_grids()
         for one, many, paths in (
             ("picture", "pictures", self.paths),
             ("how it came to be", "sheets of how they came to be", self.sheets),
@@ -83,20 +91,30 @@ class Output:
         if not self.paths and not self.grids:
             print("nothing was saved")
 
-    def _save_grid(self) -> None:
+    def _save_grids(self) -> None:
+        """Those of which every picture is here, or on the disk."""
         columns = self.options.n_rows or (self.options.n_samples if self.options.n_samples > 1 else None)
-        info = describe(self._for_grid[0], self.made_by, shows="grid")
-        grid = images.grid([result.image for result in self._for_grid], columns)
-        self.grids.append(self.folder.save(grid, "grid-{index:05}", info))
-        self._for_grid = []
+        for path, places in self.job.missing_grids():
+            if all(place in self._for_grid or place in self.job.there for place in places):
+                shown = [
+                    self._for_grid.pop(place, None) or images.load_image(self.job.picture(place)) for place in places
+                ]
+                size, start = self.job.batch_size, places[0] // self.job.batch_size * self.job.batch_size
+                batch = tuple(self.job.items[start : start + size])
+                first = Result(shown[0], self.settings, batch, places[0] - start)
+                write_png(
+                    images.grid(shown, columns), path, describe(first, self.made_by, shows="grid"), exclusive=True
+                )
+                self.grids.append(path)
 
     def _save_frames(self, folder: Path, frames: Sequence[tuple[str, Image.Image]], result: Result) -> None:
-        folder.mkdir()  # the index in its name is ours alone
-        for caption, frame in frames:
-            name = f"{int(caption.split()[1].split('/')[0]):04}.png"
-            write_png(frame, folder / name, describe(result, self.made_by, shows=caption))
-        sheet = images.grid([images.captioned(frame, caption) for caption, frame in frames])
-        write_png(sheet, folder / "sheet.png", describe(result, self.made_by, shows="contact sheet"))
+        if not folder.exists():  # from a time when the picture itself was not finished
+            with atomic_folder(folder) as part:
+                for caption, frame in frames:
+                    name = f"{int(caption.split()[1].split('/')[0]):04}.png"
+                    write_png(frame, part / name, describe(result, self.made_by, shows=caption))
+                sheet = images.grid([images.captioned(frame, caption) for caption, frame in frames])
+                write_png(sheet, part / "sheet.png", describe(result, self.made_by, shows="contact sheet"))
         self.sheets.append(folder / "sheet.png")
 
 

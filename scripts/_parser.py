@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 from typing import NoReturn
 
-from _options import COMMANDS, ELSEWHERE, FLAGS, groups
+from _options import COMMANDS, ELSEWHERE, FLAGS, IN_PYTHON, OTHER_WORDS, groups
 
 
 class Usage(ValueError):
@@ -29,11 +30,35 @@ class Parser(argparse.ArgumentParser):
         raise Usage(message)
 
 
+def as_typed(message: str, command: str) -> str:
+    """The library's words for settings as the options that they are: "sigma_min is 3" as "--sigma-min is 3".
+
+    A name of several words is one wherever it stands; one of a single word, such as eta, where the message begins.
+    """
+    names = {_variable(option[0]) for group in groups(command).values() for option in group}
+    options = dict(zip(names, names, strict=True)) | IN_PYTHON
+
+    def option(match: re.Match[str]) -> str:
+        word = match[1]
+        return f"--{options[word].replace('_', '-')}" if word in options else match[0]
+
+    message = re.sub(r"\b([a-z_]+)=(?=FILE)", lambda match: f"{option(match)} ", message)
+    message = re.sub(r"^(\w+)(?= (?:is|has|and|-?\d))", option, message)
+    message = re.sub(r"(?<=^--sigmas and )(timesteps)", option, message)
+    return re.sub(r"(?<![\w./'\"-])([a-z]+_[a-z_]+)(?![\w./'\"=-])", option, message)
+
+
+def _variable(names: str) -> str:
+    """What argparse calls an option of these names."""
+    return names.split()[0].strip("-").replace("-", "_")
+
+
 def make_parser(command: str) -> Parser:
     about, own = COMMANDS[command]
     parser = Parser(
         prog=f"{command}.py",
-        description=f"{about} Options may be written with dashes or underscores.",
+        description=f"{about} Options may be written with dashes or underscores, "
+        "and many as A1111 and diffusers call them: --cfg-scale, --scheduler, --subseed, …",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28),
         allow_abbrev=False,
     )
@@ -46,6 +71,10 @@ def make_parser(command: str) -> Parser:
                 add(*names.split(), action=argparse.BooleanOptionalAction, help=text)
             else:
                 add(*names.split(), type=kind, metavar=metavar, help=text)
+    for words, ours in OTHER_WORDS.items():
+        kinds = [option[1] for options in groups(command).values() for option in options if ours in option[0].split()]
+        for kind in kinds:
+            parser.add_argument(*words.split(), type=kind, dest=_variable(ours), help=argparse.SUPPRESS)
     known = {name for option in own for name in option[0].split()}
     for name, words in FLAGS.items():
         parser.add_argument(name, action="store_const", const=words, dest="sampler", help=argparse.SUPPRESS)

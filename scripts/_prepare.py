@@ -27,6 +27,13 @@ def prepare(options: argparse.Namespace, model: LatentDiffusion, pictures: Pictu
     return settings, drawn_from
 
 
+def settings_of(options: argparse.Namespace, model: LatentDiffusion) -> Settings:
+    """As `prepare`'s, but for the size, where a picture tells it; the model may be on the meta device."""
+    if options.command in WITHOUT_PICTURES:
+        return prepare(options, model, {})[0]
+    return _settings(options, model, strength=getattr(options, "strength", None))
+
+
 def _txt2img(options: argparse.Namespace, model: LatentDiffusion, pictures: Pictures) -> tuple[Settings, Hints]:
     return _settings(options, model), Hints()
 
@@ -97,6 +104,8 @@ COMMANDS = {
     "variations": _variations,
     "sample": _sample,
 }
+
+WITHOUT_PICTURES = ("txt2img", "sample")
 
 READERS: dict[tuple[str, str], Callable[[str], Image.Image]] = {  # of pictures that are more, or less, than RGB
     ("inpaint", "init_img"): masks.load_picture,

@@ -6,18 +6,20 @@ import argparse
 import hashlib
 import sys
 from dataclasses import MISSING, asdict, fields
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 from _guidance import parameters, take_over_guidance
-from _options import OPTION_NAMES, OWN_DEFAULTS, PARTS, PICTURES, REFINE_AT
+from _options import ATTENTION, BACKENDS, OPTION_NAMES, OWN_DEFAULTS, PARTS, PICTURES, REFINE_AT
 from PIL import ImageChops
 from PIL.PngImagePlugin import PngInfo
 
 from ldm import images
 from ldm.checkpoint.load import weights_path
+from ldm.checkpoint.onnx_folder import UNET
 from ldm.generate import Result
 from ldm.items import Item
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -32,17 +34,14 @@ KINDS: dict[str, tuple[type, ...]] = {  # what a setting of each type is in JSON
     "tuple[float, ...] | None": (list, type(None)),
     "tuple[int, int] | None": (list, type(None)),
 }
+WEIGHTS, GRAPHS = (".json", ".safetensors", ".bin"), (".yaml", ".onnx", ".data")  # what in a folder makes a model
 DTYPES = {"full": torch.float32, "autocast": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def source(options: argparse.Namespace, model: LatentDiffusion, device: str, precision: str) -> dict[str, Any]:
     """What all pictures of a run share, besides the settings: program, model and machine."""
-    try:
-        ours = version("ldm")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        ours = "unknown"
     return {
-        "version": ours,
+        "version": our_version(),
         "torch": torch.__version__,
         "command": options.command,
         "model": {
@@ -60,11 +59,21 @@ def source(options: argparse.Namespace, model: LatentDiffusion, device: str, pre
         "device": device,
         "device_name": torch.cuda.get_device_name() if device == "cuda" else device,
         "precision": precision,
+        "backend": options.backend,
         "dtype": str(DTYPES[precision]).removeprefix("torch."),
         "threads": torch.get_num_threads(),
+        "attention": options.attention or "auto",
+        "compile": options.compile,
         "pictures": {name: {"file": file, "sha256": sha256(file)} for name, file in picture_files(options).items()},
         "own": {name: getattr(options, name) for name in OWN_DEFAULTS[options.command]},
     }
+
+
+def our_version() -> str:
+    try:
+        return version("ldm")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"
 
 
 def picture_files(options: argparse.Namespace) -> dict[str, str]:
@@ -110,8 +119,8 @@ def describe(result: Result, made_by: dict[str, Any], shows: str = "picture") ->
         item.negative_prompt,
         {
             "Steps": settings.steps,
-            "Sampler": SAMPLERS[settings.sampler][0],
-            "Schedule type": None if settings.spacing is None else SPACINGS[settings.spacing][0],
+            "Sampler": SAMPLERS.get(settings.sampler, (settings.sampler,))[0],  # a plugin's has no other name
+            "Schedule type": settings.spacing and SPACINGS.get(settings.spacing, (settings.spacing,))[0],
             "Schedule max sigma": settings.sigma_max,
             "Schedule min sigma": settings.sigma_min,
             "Schedule rho": settings.rho,
@@ -169,6 +178,9 @@ def take_over(options: argparse.Namespace) -> dict[str, Any]:
         for name in PARTS:
             setattr(options, name, getattr(options, name) or model.get("parts", {}).get(name, {}).get("file"))
         options.device = options.device or str(request["device"])
+        options.backend = {name: name for name in BACKENDS}[request.get("backend", "torch")]
+        options.attention = {name: name for name in ATTENTION}[request.get("attention", "auto")]
+        options.compile = request.get("compile") is True  # pictures made before there was either have neither
         for name in PICTURES:
             setattr(options, name, getattr(options, name, None) or pictures.get(name, {}).get("file"))
         threads, _ = int(request["threads"]), (items[request["index"]], model["sha256"])
@@ -215,16 +227,22 @@ def compare(original: str, remade: Path) -> int:
 
 
 def sha256(path: str | Path) -> str:
-    """Of a file; of a folder, that of its JSON files and weights, in order of their names."""
+    """Of a file; of a folder, that of its configs and weights, in order of their names."""
     digest = hashlib.sha256()
     if Path(path).is_dir():
-        for file in sorted(file for file in Path(path).rglob("*") if file.suffix in (".json", ".safetensors", ".bin")):
+        kinds = GRAPHS if (Path(path) / UNET).is_file() else WEIGHTS
+        for file in sorted(file for file in Path(path).rglob("*") if file.suffix in kinds):
             digest.update(f"{file.relative_to(path).as_posix()} {sha256(file)}\n".encode())
         return digest.hexdigest()
     try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
+        status = Path(path).stat()
+        return _sha256_of_file(str(path), status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror}), and is needed") from error
+
+
+@cache
+def _sha256_of_file(path: str, size: int, modified: int) -> str:
+    """Once for each content: a checkpoint takes seconds."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 import _installed  # noqa: F401
+from _kinds import check_new_folder
+
+PROFILED = 5  # steps: one says little, and more say the same
 
 
 def main(description: str, recipe: str, outdir: str) -> int:
@@ -21,6 +25,7 @@ def main(description: str, recipe: str, outdir: str) -> int:
     parser.add_argument("--precision", default="auto", choices=["auto", "full", "bf16"], help="auto is bf16 on a GPU")
     parser.add_argument("--half", action="store_true", help="save the weights in float16, half the size")
     parser.add_argument("--plugin", metavar="FILE", help="a Python file that registers classes the recipe names")
+    parser.add_argument("--profile", metavar="FOLDER", help=f"say where time goes in {PROFILED} steps, and stop there")
     parser.add_argument("--debug", action="store_true", help="show where an error came from")
     options = parser.parse_args()
     try:
@@ -38,13 +43,18 @@ def main(description: str, recipe: str, outdir: str) -> int:
 
 
 def train(options: argparse.Namespace) -> None:
+    if options.profile is not None:
+        os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # torch's profiler would tell of its own ways, on stderr
     import torch
     from _device import find_device
+    from _profile import profiled
     from tqdm import tqdm
 
     from ldm.config import load_plugin
     from ldm.training.run import Run, current_commit
 
+    if options.profile is not None:
+        check_new_folder("--profile", options.profile)
     if options.plugin:
         load_plugin(options.plugin)
     device = find_device(options.device)
@@ -54,10 +64,19 @@ def train(options: argparse.Namespace) -> None:
     if run.resumed:
         print(f"resumed at step {run.trainer.step}", flush=True)
     steps = run.trainer.recipe.steps
-    with tqdm(initial=run.trainer.step, total=steps, unit="step", dynamic_ncols=True, mininterval=1) as bar:
-        for report in run.steps(precision):
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    with (
+        profiled(options.profile, {"model": run.trainer.model}, device, dtype),
+        tqdm(initial=run.trainer.step, total=steps, unit="step", dynamic_ncols=True, mininterval=1) as bar,
+    ):
+        for count, report in enumerate(run.steps(precision), start=1):
             bar.update()
             bar.set_postfix_str(f"loss {report.update.loss:.4f}", refresh=False)
             if report.preview:
                 bar.write(f"step {report.update.step}: {report.preview}")
+            if options.profile is not None and count == PROFILED:
+                break
+    if options.profile is not None:
+        print("stopped after what was profiled; without --profile the same command goes on from the last checkpoint")
+        return
     print(f"saved {run.save(current_commit(), torch.float16 if options.half else torch.float32)}")

@@ -1,211 +1,135 @@
-"""How fast, and in how much memory. `load`: a checkpoint, against reading its bytes, and against diffusers.
+"""How fast, and in how much memory, against `diffusers`: benchmark.py ROW…, or --all. Without a row it lists them.
 
-Every way is measured in processes of its own, in rounds, of which the fastest counts. Imports are not counted; what is
-read is read from the disk, as far as the system drops a file from its cache when asked to.
+Every row runs in a process of its own that holds both sides: the same weights (random ones, nothing is downloaded) and
+the same inputs, called in turns, the median of --rounds after a warm-up. Ratios are theirs over ours: above 1, ours is
+faster. "floor" is what the operations take at the rate of torch.matmul here, or the bytes at that of a copy.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import _installed  # noqa: F401
+from _bench import files, gpu, gpu_pictures, networks, peaks, pipelines, scaling, startup, training  # noqa: F401  (each adds its rows)
+from _bench.harness import ROWS, Bench, Line
+from _bench.machine import describe, has_gpu
 
-Row = dict[str, Any]
+HEAD = ("row", "what, against what", "ours", "theirs", "ratio", "must show", "floor", "error")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    load = commands.add_parser("load", help="loading a checkpoint: seconds, and peak memory over the file's size")
-    load.add_argument("file", nargs="?", help="a .safetensors file (default: one of --family, with random weights)")
-    load.add_argument("--family", default="sd-v1", help="a config's name (default: %(default)s)")
-    load.add_argument("--dtype", choices=("fp16", "fp32"), default="fp16", help="of that file (default: %(default)s)")
-    load.add_argument("--rounds", type=int, default=3, help="how often (default: %(default)s)")
-    load.add_argument("--folder", help="where the temporary files go, of the size of a checkpoint")
-    load.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="without one, they are listed")
+    parser.add_argument("--all", action="store_true", help="every row, those of a GPU where there is one")
+    parser.add_argument("--rounds", type=int, default=3, help="of which the median counts (default: %(default)s)")
+    parser.add_argument("--folder", type=Path, help="where files of weights are kept (default: nowhere; up to 7 GB)")
+    parser.add_argument("--file", type=Path, help="load: your checkpoint, instead of one of random weights")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="scaling: the picture of it, where matplotlib is")
+    parser.add_argument("--tiny", action="store_true", help="few channels and steps: do the rows run? Seconds each")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(argv)
+    rows = sorted(ROWS.values(), key=lambda row: row.gpu)
+    names = [row.name for row in rows] if options.all else options.rows
+    if not names:
+        print("\n".join(f"{row.name:22} {row.about}" for row in rows))
+        return 0
     try:
-        if options.rounds < 1:
-            raise ValueError(f"--rounds {options.rounds} measures nothing; give 1 or more")
-        rows = benchmark_load(options.file, options.family, options.dtype, options.folder, options.rounds)
+        check(names, options)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(json.dumps(rows, indent=2) if options.json else table(rows))
-    return 0
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) if options.folder is None else options.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        bench = Bench(folder, options.rounds, options.tiny, options.plot, options.file)
+        return report(names, bench, options.json)
 
 
-def benchmark_load(file: str | None, family: str, dtype: str, folder: str | None, rounds: int) -> list[Row]:
-    """One row per way of getting the weights into memory, with an error instead of numbers where one cannot."""
-    with tempfile.TemporaryDirectory(dir=folder) as name:
-        path, configs = Path(name) / "model.safetensors", Path(name) / "configs"
-        if file is None:
-            alone(synthesize, path, family, dtype)
-        else:
-            path = Path(file)
-        stored = alone(describe, path, configs, family if file is None else None)
-        measured = [alone(measure, name, path, configs, stored) for _ in range(rounds) for name in WAYS]
-    rows = [min(measured[i :: len(WAYS)], key=lambda row: row.get("seconds", 0.0)) for i in range(len(WAYS))]
-    size = rows[0]["bytes"]
-    for row in rows:
-        if "seconds" in row:
-            row |= {"times reading": row["seconds"] / rows[0]["seconds"], "peak over size": row["peak bytes"] / size}
-    return rows
+def check(names: Sequence[str], options: argparse.Namespace) -> None:
+    """ValueError for a row that is none, and for options that measure nothing."""
+    for name in names:
+        if name not in ROWS:
+            raise ValueError(f"there is no row {name!r}; there are {', '.join(ROWS)}")
+    if options.rounds < 1:
+        raise ValueError(f"--rounds {options.rounds} measures nothing; give 1 or more")
+    if options.file is not None and not options.file.is_file():
+        raise ValueError(f"--file {options.file}: there is no such file; name a .safetensors file")
 
 
-def table(rows: Sequence[Row]) -> str:
-    lines = [f"{rows[0]['bytes'] / 1e9:>5.2f} GB       seconds  of them busy  × reading  peak memory / size"]
-    for row in rows:
-        if "seconds" in row:
-            numbers = f"{row['seconds']:>7.2f} {row['busy']:>13.2f} {row['times reading']:>10.2f}"
-            lines.append(f"{row['way']:<14} {numbers} {row['peak over size']:>19.2f}")
-        else:
-            lines.append(f"{row['way']:<14} {row['error']}")
-    return "\n".join(lines)
+def report(names: Sequence[str], bench: Bench, as_json: bool) -> int:
+    """Print each row as soon as it is measured; 1 if one of them failed."""
+    about = bench.alone(describe)
+    found: dict[str, list[Line]] = {}
+    if not as_json:
+        print("\n".join(f"{key}: {value}" for key, value in about.items()) + "\n\n" + head(), flush=True)
+    for name in names:
+        found[name] = measured(name, bench)
+        if not as_json:
+            print("\n".join(table_row(name, line) for line in found[name]), flush=True)
+    if as_json:
+        rows = {
+            name: [asdict(line) | {"ratio": line.shown, "met": line.met} for line in lines]
+            for name, lines in found.items()
+        }
+        print(json.dumps({"machine": about, "rows": rows}, indent=2))
+    return int(any(line.what == FAILED for lines in found.values() for line in lines))
 
 
-def alone(function: Callable[..., Any], *arguments: Any) -> Any:
-    """The function's result, out of a fresh process."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
+FAILED = "failed"
 
 
-# --- the file ----------------------------------------------------------------------------------------------------
-
-
-def synthesize(path: Path, family: str, dtype: str) -> None:
-    """A file in the original layout of the family, at full size; its weights are pieces of the same random numbers."""
-    import torch
-    from safetensors.torch import save_file
-
-    from ldm.checkpoint import single_file
-    from ldm.checkpoint.configs import find_config
-    from ldm.checkpoint.meta import on_meta
-    from ldm.checkpoint.read import Weights
-    from ldm.config import build
-
-    tree, source = find_config(Weights({}), path, family)
-    with on_meta():
-        shapes = {name: tensor.shape for name, tensor in single_file.to_original(build(tree, source)).items()}
-    pool = torch.randn(1 << 22, generator=torch.Generator().manual_seed(0)).mul_(0.02)
-    pool = pool.to({"fp16": torch.float16, "fp32": torch.float32}[dtype])
-    repeats = {name: -(-shape.numel() // len(pool)) for name, shape in shapes.items()}
-    save_file({n: pool.repeat(repeats[n])[: shape.numel()].reshape(shape) for n, shape in shapes.items()}, path)
-
-
-def describe(path: Path, configs: Path, family: str | None) -> str:
-    """Write the configs that diffusers needs, so that it asks no network. The dtype the UNet is stored in."""
-    from ldm.checkpoint.diffusers_save import save_configs
-    from ldm.checkpoint.load import skeleton
-    from ldm.checkpoint.read import CheckpointError
-
-    found = skeleton(path, family)
-    configs.mkdir()
-    (configs / "tree.json").write_text(json.dumps(found.tree))
+def measured(name: str, bench: Bench) -> list[Line]:
+    """The row's lines, out of a process of its own; one that says why, where it cannot run."""
+    if ROWS[name].gpu and not bench.alone(has_gpu):
+        return [Line(ROWS[name].about, note="not measured")]
     try:
-        save_configs(found.model, found.tree, configs)
-    except CheckpointError:
-        pass  # diffusers has no such model: it will miss its model_index.json
-    return str(found.tensors["unet.conv_in.weight"].dtype).removeprefix("torch.")
+        lines: list[Line] = bench.alone(collect, name, bench)
+        return lines
+    except Exception as error:  # of a row, which may be another library's: the next ones are still measured
+        return [Line(FAILED, note=f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")]
 
 
-# --- the ways ----------------------------------------------------------------------------------------------------
+def collect(name: str, bench: Bench) -> list[Line]:
+    return list(ROWS[name].measure(bench))
 
 
-def measure(way: str, path: Path, configs: Path, dtype: str) -> Row:
-    """Seconds until every weight is in memory, those of them that kept processors busy, and the peak of the memory
-    that it took, over what imports took."""
-    row: Row = {"way": way, "bytes": path.stat().st_size}
-    try:
-        load = WAYS[way](path, configs, dtype)
-        evict(path)
-        before, start, busy = memory("VmRSS"), time.perf_counter(), time.process_time()
-        touch(load())
-        row |= {"seconds": time.perf_counter() - start, "busy": time.process_time() - busy}
-        return row | {"peak bytes": memory("VmHWM") - before}
-    except Exception as error:  # another library's
-        return row | {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"}
+# --- the table ---------------------------------------------------------------------------------------------------
 
 
-def reading(path: Path, configs: Path, dtype: str) -> Callable[[], list[Any]]:
-    def read() -> list[Any]:
-        buffer = bytearray(1 << 22)
-        with path.open("rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass
-        return []
-
-    return read
+def head() -> str:
+    return f"| {' | '.join(HEAD)} |\n| --- | --- {'| ---: ' * (len(HEAD) - 2)}|"
 
 
-def with_ldm(path: Path, configs: Path, dtype: str) -> Callable[[], list[Any]]:
-    import omegaconf  # noqa: F401  (what it would import while loading)
-    import torch
-
-    import ldm
-
-    load, config = ldm.load, json.loads((configs / "tree.json").read_text())
-    return lambda: [load(path, config=config, dtype=getattr(torch, dtype))]
-
-
-def with_diffusers(path: Path, configs: Path, dtype: str) -> Callable[[], list[Any]]:
-    import diffusers
-    import torch
-    from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401  (what it would import while loading)
-
-    diffusers.utils.logging.set_verbosity_error()
-    diffusers.utils.logging.disable_progress_bar()
-    pipeline = getattr(diffusers, json.loads((configs / "model_index.json").read_text())["_class_name"])
-    options = {"config": str(configs), "torch_dtype": getattr(torch, dtype), "local_files_only": True}
-
-    def load() -> list[Any]:
-        parts = pipeline.from_single_file(str(path), **options).components.values()
-        return [part for part in parts if isinstance(part, torch.nn.Module)]
-
-    return load
+def table_row(name: str, line: Line) -> str:
+    if line.note and line.ours is None and line.shown is None:
+        return f"| {name} | {line.what}: {line.note} {'| ' * (len(HEAD) - 1)}".rstrip()
+    must = line.must.replace(">=", "≥").replace("<=", "≤")
+    met = {True: " yes", False: " **no**", None: ""}[line.met]
+    cells = [
+        name,
+        f"{line.what} ({line.note})" if line.note else line.what,
+        amount(line.ours, line.unit),
+        amount(line.theirs, line.unit),
+        "" if line.shown is None else f"{line.shown:.2g}" if line.shown < 0.01 else f"{line.shown:.2f}",
+        must + met,
+        amount(line.floor, line.unit),
+        "" if line.error is None else f"{line.error:.1e}",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
-WAYS: dict[str, Callable[[Path, Path, str], Callable[[], list[Any]]]] = {
-    "reading": reading,
-    "ldm.load": with_ldm,
-    "diffusers": with_diffusers,
-}
-
-
-def touch(modules: Sequence[Any]) -> None:
-    """Read something of every page, since a mapped file is in memory only where it was looked at."""
-    for module in modules:
-        for parameter in module.parameters():
-            parameter.detach().flatten()[::1024].sum()
-
-
-def evict(path: Path) -> None:
-    """Ask the system to forget what it knows of the file."""
-    if hasattr(os, "posix_fadvise"):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-def memory(kind: str) -> int:
-    """Bytes of this process in memory, now (VmRSS) or at most so far (VmHWM)."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith(kind))
-        return int(line.split()[1]) << 10
-    import resource  # systems without /proc tell the most only
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def amount(value: float | None, unit: str) -> str:
+    if value is None:
+        return ""
+    if unit == "s":
+        return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:.2f} s"
+    return f"{value:.2f} {unit}"
 
 
 if __name__ == "__main__":

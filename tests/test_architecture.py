@@ -16,7 +16,7 @@ FILES = sorted((ROOT / "ldm").rglob("*.py"))
 
 RANKS = [  # a file imports from lower ranks, and from its own entry's folder
     ["ldm.config_file", "ldm.files", "ldm.names"],
-    ["ldm.config", "ldm.images", "ldm.noise", "ldm.prompt"],
+    ["ldm.config", "ldm.finite", "ldm.images", "ldm.noise", "ldm.prompt"],
     ["ldm.png", "ldm.masks"],
     ["ldm.modules"],
     ["ldm.models.diffusion"],
@@ -25,7 +25,7 @@ RANKS = [  # a file imports from lower ranks, and from its own entry's folder
     ["ldm.models.bert", "ldm.models.depth", "ldm.models.image_encoder"],
     ["ldm.models.latent_diffusion"],
     ["ldm.checkpoint"],
-    ["ldm.guidance"],
+    ["ldm.backends", "ldm.cuda_graph", "ldm.guidance", "ldm.regions"],
     ["ldm.items", "ldm.refiner", "ldm.settings", "ldm.sizes"],
     ["ldm.hints", "ldm.prompting"],
     ["ldm.generate"],

@@ -176,12 +176,12 @@ def test_scales_take_turns(tiny: LatentDiffusion) -> None:
 @pytest.mark.parametrize(
     ("numbers", "words"),
     [
-        ({"rescale": 1.5}, r"guidance rescale is 1.5; it can be 0 … 1"),
-        ({"rescale": math.nan}, "guidance rescale is nan"),
-        ({"threshold": 99.5}, "dynamic threshold is 99.5; it can be 0 … 1"),
-        ({"interval": (5.0, 0.3)}, r"interval is \(5.0, 0.3\); give the lowest sigma and the highest"),
-        ({"interval": (1.0,)}, "give the lowest sigma and the highest"),
-        ({"interval": (0.0, math.inf)}, "guidance interval is inf; it can be a finite number"),
+        ({"rescale": 1.5}, r"rescale is 1.5; it can be 0 … 1"),
+        ({"rescale": math.nan}, "rescale is nan"),
+        ({"threshold": 99.5}, "threshold is 99.5; it can be 0 … 1"),
+        ({"interval": (5.0, 0.3)}, r"interval is \(5.0, 0.3\); give the lowest sigma and then the highest"),
+        ({"interval": (1.0,)}, "give the lowest sigma and then the highest"),
+        ({"interval": (0.0, math.inf)}, "interval is inf; it can be a finite number"),
         ({"freeu": (1.0, 1.0)}, "give b1, b2, s1 and s2"),
         ({"pag": math.inf}, "pag is inf"),
         ({"autoguide": math.nan}, "autoguide is nan"),

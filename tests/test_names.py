@@ -107,7 +107,7 @@ def test_an_unknown_sampler_lists_the_nearest(text: str, nearest: str) -> None:
     assert text in str(error.value) and nearest in str(error.value).partition("nearest: ")[2].split(", ")[:2]
 
 
-@pytest.mark.parametrize("text", ["", "Karras", "\u0000", "x" * 5000])
+@pytest.mark.parametrize("text", ["", "\u0000", "x" * 5000])
 def test_nothing_near_lists_all(text: str) -> None:
     with pytest.raises(ValueError, match="there are ddpm, ddim, .*, res_multistep$"):
         find_sampler(text)
@@ -123,3 +123,25 @@ def test_an_unknown_spacing() -> None:
 def test_the_table_costs_no_torch() -> None:
     code = "import sys, ldm.names; assert not {'torch', 'numpy', 'PIL'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_a1111s_uniform_is_another() -> None:
+    """Its schedule type of that name is k-diffusion's own levels; here, as in papers, uniform is DDIM's."""
+    assert find_spacing("Uniform") == find_spacing(" Uniform ") == "linspace" and find_spacing("uniform") == "uniform"
+    assert find_sampler("Euler a Uniform") == ("euler_ancestral", "linspace")
+    assert find_sampler("euler_a uniform") == ("euler_ancestral", "uniform")
+    assert find_spacing("SGM Uniform") == "sgm_uniform" and find_spacing("DDIM Uniform") == "uniform"
+    assert find_sampler("DPM++ 2M SGM Uniform") == ("dpmpp_2m", "sgm_uniform")
+
+
+def test_a_name_in_the_wrong_place_is_said_to_be_one() -> None:
+    for text in ("Karras", "sgm_uniform", "Align Your Steps"):
+        with pytest.raises(ValueError, match=f"no sampler '{text}'; that is a spacing"):
+            find_sampler(text)
+    for text in ("Euler a", "DPMSolverMultistepScheduler", "uni_pc"):
+        with pytest.raises(ValueError, match=f"no spacing '{text}'; that is a sampler"):
+            find_spacing(text)
+    assert find_spacing("DDIM") == "uniform"  # which is both
+    for text, plain in {"euler_cfg_pp": "euler", "DDIM CFG++": "ddim", "Euler a CFG++": "euler_ancestral"}.items():
+        with pytest.raises(ValueError, match=f"; take {plain}, and cfg_pp beside it"):
+            find_sampler(text)

@@ -21,6 +21,7 @@ from ldm.models.diffusion.spacing import SPACINGS
 from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.noise import starting_noise
+from ldm.prompt import Span
 from ldm.settings import Settings, resolve
 from ldm.sizes import picture_size
 
@@ -144,18 +145,18 @@ def test_the_model_is_told_the_size_and_which_prompt_is_the_negative_one(
 
     monkeypatch.setattr(tiny, "condition", listen)
     list(ldm.txt2img(tiny, "a", negative_prompt="b", height=32, width=64, steps=1, guidance_scale=2.0))
-    assert told == [(["a"], 32, 64, False), (["b"], 32, 64, True)]
+    assert told == [([((Span("a"),),)], 32, 64, False), ([((Span("b"),),)], 32, 64, True)]
 
 
 def test_guidance_1_is_the_conditional_answer_alone(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     items, settings = [Item("a red cube", "fog", 0)], resolve(tiny, steps=2, guidance_scale=1.0)
-    asked: list[list[str]] = []
+    asked: list[Any] = []
     condition = tiny.condition
     monkeypatch.setattr(
         tiny, "condition", lambda prompts, *told, **how: (asked.append(prompts), condition(prompts, *told, **how))[1]
     )
     one = latents(tiny, items, settings)
-    assert asked == [["a red cube"]]
+    assert asked == [[((Span("a red cube"),),)]]
     assert torch.equal(one, latents(tiny, [Item("a red cube", "", 0)], settings))
     two = latents(tiny, items, resolve(tiny, steps=2, guidance_scale=2.0))
     assert not torch.allclose(one, two)

@@ -4,12 +4,12 @@ import json
 import os
 import re
 import threading
-import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from ldm.files import owned
 from ldm.png import Folder, parameters_text, read_request, text_chunks, write_png
 
 PICTURE = Image.new("RGB", (8, 8), "teal")
@@ -63,7 +63,6 @@ def test_names_count_on_and_nothing_is_overwritten(tmp_path: Path) -> None:
 
 def test_an_index_is_taken_whatever_its_seed_or_claim(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
-    folder._last = lambda prefix: -1  # as if others wrote after we looked
     (tmp_path / "00000-5.png").touch()
     (tmp_path / ".00001.claim").touch()
     assert folder.save(PICTURE, "{index:05}-6").name == "00002-6.png"
@@ -94,14 +93,33 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytes
     assert os.listdir(tmp_path) == []
 
 
-def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
-    old, new = tmp_path / ".00003.claim", tmp_path / ".00004.claim"
-    for path in (old, new, tmp_path / ".00003-1.png.abc.part"):
-        path.touch()
-    for path in (old, tmp_path / ".00003-1.png.abc.part"):
-        os.utime(path, (time.time() - 3600,) * 2)
-    Folder(tmp_path)
-    assert os.listdir(tmp_path) == [new.name]
+def test_leftovers_of_killed_processes_are_removed_and_no_others(tmp_path: Path) -> None:
+    part = f".00003-1.png.{'0123456789abcdef'}.part"
+    for name in (".00003.claim", ".grid-00001.claim", ".names.claim", part, ".download.part", ".my.claim"):
+        (tmp_path / name).touch()
+    with owned(tmp_path / ".00004.claim"):  # by somebody who lives
+        folder = Folder(tmp_path)
+        assert sorted(os.listdir(tmp_path)) == [".00004.claim", ".download.part", ".my.claim"]
+        assert folder.save(PICTURE, "{index:05}-1").name == "00005-1.png"
+
+
+def test_names_that_a_job_took_are_left_to_it(tmp_path: Path) -> None:
+    folder, other = Folder(tmp_path), Folder(tmp_path)
+    other.save(PICTURE, "{index:05}-1")
+    job = folder.reserve(lambda pictures, grids: {"first": pictures, "next": {"": pictures + 3, "grid-": grids + 1}})
+    assert job.name == "job-00000.json" and json.loads(job.read_text())["first"] == 1
+    assert other.save(PICTURE, "{index:05}-1").name == "00004-1.png"
+    assert other.save(PICTURE, "grid-{index:05}").name == "grid-00001.png"
+    assert other.reserve(lambda pictures, grids: {"at": [pictures, grids], "next": {}}).name == "job-00001.json"
+    assert json.loads((tmp_path / "job-00001.json").read_text())["at"] == [5, 2]
+
+
+def test_a_name_that_is_taken_after_all_is_not_overwritten(tmp_path: Path) -> None:
+    write_png(PICTURE, tmp_path / "a.png", exclusive=True)
+    before = (tmp_path / "a.png").read_bytes()
+    with pytest.raises(FileExistsError):
+        write_png(Image.new("RGB", (4, 4)), tmp_path / "a.png", exclusive=True)
+    assert (tmp_path / "a.png").read_bytes() == before and os.listdir(tmp_path) == ["a.png"]
 
 
 def test_a_folder_that_cannot_be_used_is_said_at_once(tmp_path: Path) -> None:

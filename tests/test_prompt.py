@@ -143,8 +143,8 @@ def test_any_string_is_a_prompt(seed: int) -> None:
         assert all(
             abs(span.weight) <= MAX_WEIGHT for _, clauses in schedule for c in clauses for p in c.passage for span in p
         )
-        for first, clauses in schedule:
-            assert parse(text).at(first, steps) == clauses
+        in_step = [[clauses for first, clauses in schedule if first <= i][-1] for i in range(steps)]
+        assert in_step == [parse(text).at(i, steps) for i in range(steps)]
         words = "".join(s.text for _, clauses in schedule for c in clauses for p in c.passage for s in p)
         assert set(words) <= set(text)
         escaped = re.sub(r"\b(AND|BREAK)\b", r"\\\1", re.sub(r"([\\()\[\]:|])", r"\\\1", text))
@@ -195,6 +195,17 @@ def _work(text: str) -> int:
     finally:
         sys.settrace(previous)
     return count
+
+
+@pytest.mark.parametrize(("text", "most"), [("[a|b] (c:1.2) " * 60, 2), ("[a:b:3] [c|d|e] " * 60, 6)])
+def test_a_step_that_reads_nothing_new_costs_nothing(text: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred times the steps are not a hundred times the work: each different text is put together once."""
+    calls = []
+    at = prompt.Prompt.at
+    monkeypatch.setattr(prompt.Prompt, "at", lambda self, i, steps: calls.append(i) or at(self, i, steps))
+    schedule = parse(text).schedule(1000)
+    assert len(schedule) == 1000 and len(calls) <= most
+    assert len({clauses for _, clauses in schedule}) == most
 
 
 def test_bounds() -> None:

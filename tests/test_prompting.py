@@ -289,8 +289,13 @@ def test_one_conditioning_holds_one_text(tiny: Any) -> None:
 def test_interpolation() -> None:
     a, b = Conditioning(torch.tensor([[[2.0, 0.0]]])), Conditioning(torch.tensor([[[0.0, 4.0]]]))
     assert torch.allclose(interpolate(a, b, 0.25).context, torch.tensor([[[1.5, 1.0]]]))
-    turned = interpolate(a, b, 1 / 3, "slerp").context  # 30 degrees on, a third of the way from 2 to 4
-    assert torch.allclose(turned, 8 / 3 * torch.tensor([[[math.cos(math.pi / 6), 0.5]]]), atol=1e-6)
+    turned = interpolate(a, b, 1 / 3, "slerp").context  # 30 degrees on, and a third of the octave from 2 to 4
+    assert torch.allclose(turned, 2 ** (4 / 3) * torch.tensor([[[math.cos(math.pi / 6), 0.5]]]), atol=1e-6)
+    several = Conditioning(torch.tensor([[[2.0, 0.0], [1.0, 0.0], [0.0, 0.0]]]))
+    others = Conditioning(torch.tensor([[[0.0, 4.0], [-3.0, 0.0], [1.0, 1.0]]]))  # turned, opposite, from nothing
+    found = interpolate(several, others, 1 / 3, "slerp").context
+    assert torch.allclose(found[:, :1], turned) and torch.allclose(found[0, 1], torch.tensor([-1 / 3, 0.0]), atol=1e-6)
+    assert torch.isfinite(found).all()
     for way in ("lerp", "slerp"):
         for t, end in ((0.0, a), (1.0, b)):
             assert torch.allclose(interpolate(a, b, t, way).context, end.context, atol=1e-6)

@@ -13,7 +13,7 @@ from ldm.checkpoint import load, single_file
 from ldm.checkpoint.diffusers_save import save_folder
 from ldm.checkpoint.fit import check_fit, stored
 from ldm.checkpoint.load import is_untold, skeleton
-from ldm.files import atomic
+from ldm.checkpoint.write import write
 
 
 def convert(
@@ -39,8 +39,6 @@ def convert(
     the memory of the model in float32. False writes the config of eps.
     The rest as in `load`. Raises CheckpointError or ConfigError.
     """
-    from safetensors.torch import save as to_bytes
-
     path, out = Path(path), Path(out)
     model, tensors, tree, source, weights = skeleton(path, config, use_ema, variant, parameterization)
     if ask and config is None and parameterization is None and is_untold(weights):
@@ -58,5 +56,4 @@ def convert(
         named["scale_factor"] = weights.tensors[
             "scale_factor"
         ]  # of 2022's models: the original programs know it from nowhere else
-    with atomic(out) as file:
-        file.write(to_bytes(stored(named, path, dtype), metadata={"config": json.dumps(tree)}))
+    write(out, stored(named, path, dtype), {"config": json.dumps(tree)})

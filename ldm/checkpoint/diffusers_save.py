@@ -13,7 +13,8 @@ from torch import Tensor
 from ldm.checkpoint import diffusers_pictures, text_keys
 from ldm.checkpoint.diffusers_config import configs, layers, text_encoders
 from ldm.checkpoint.fit import stored
-from ldm.files import atomic_folder
+from ldm.checkpoint.write import write
+from ldm.files import atomic_folder, write_text
 from ldm.models.clip import END, vocabulary
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.text_encoder import OpenCLIPTextEncoder
@@ -30,13 +31,11 @@ def save_folder(
     tree: the config the model was built from. path: the weights' origin, for errors. dtype: None keeps each tensor's.
     Not written are networks that a pipeline has and the model has not, such as a safety checker.
     """
-    from safetensors.torch import save_file
-
     with atomic_folder(out) as folder:
         save_configs(model, tree, folder)
         for part, tensors in to_diffusers(model).items():
             file = folder / part / f"{'diffusion_pytorch_model' if part in DIFFUSERS else 'model'}.safetensors"
-            save_file(stored(tensors, path, dtype), file, metadata={"format": "pt"})
+            write(file, stored(tensors, path, dtype), {"format": "pt"})
 
 
 def save_configs(model: LatentDiffusion, tree: Mapping[str, Any], folder: Path) -> None:
@@ -86,4 +85,4 @@ def tokenizer_files(tower: OpenCLIPTextEncoder) -> dict[str, str]:
 
 def _write(file: Path, text: str) -> None:
     file.parent.mkdir(exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    write_text(file, text)

@@ -17,8 +17,8 @@ from ldm.checkpoint.diffusers_folder import read_any
 from ldm.checkpoint.fit import check_fit, fill, stored
 from ldm.checkpoint.meta import on_meta
 from ldm.checkpoint.read import CheckpointError, Weights, read
+from ldm.checkpoint.write import write
 from ldm.config import build
-from ldm.files import atomic
 from ldm.models.latent_diffusion import LatentDiffusion
 
 SHIPPED = ("scenes", "scenes-x4", "judge")  # whose weights are in ldm/assets
@@ -146,6 +146,7 @@ def outline(
     config: str | Path | Mapping[str, Any] | None = None,
     variant: str | None = None,
     parameterization: str | None = None,
+    text_encoder: str | Path | None = None,
 ) -> LatentDiffusion:
     """The model that `load` would fill, on the meta device: no weight is read. The name of a config will do, too."""
     path = weights_path(name_or_path)
@@ -153,7 +154,8 @@ def outline(
         config = str(name_or_path)
     weights = Weights({}) if config is not None and not path.exists() else _read(path, variant)
     tree, source = find_config(weights, path, config, parameterization)
-    tree = with_cut_tower(tree, weights, source)
+    tower = weights if text_encoder is None else _read(weights_path(text_encoder), None)
+    tree = with_cut_tower(tree, tower, source)
     with on_meta():
         model = build(tree, source, expected=LatentDiffusion)
     assert isinstance(model, LatentDiffusion)
@@ -186,8 +188,6 @@ def save(
     Non-finite weights are refused, and so is a config that does not build this very model.
     borrows: parts that are left out, to be taken from a shipped model: {"autoencoder": "scenes"}.
     """
-    from safetensors.torch import save as to_bytes
-
     tensors = stored(model.state_dict(), Path(path), dtype)
     with on_meta():
         twin = build(config, "config", expected=type(model))
@@ -196,8 +196,7 @@ def save(
     about = {**(metadata or {}), **borrow.note(tensors, borrows), "config": json.dumps(config)}
     _borrowed(Weights({}, about), Path(path))  # refuses a part that is not what it borrows
     own = {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] not in borrows}
-    with atomic(Path(path)) as file:
-        file.write(to_bytes(own, metadata=about))
+    write(path, own, about)
 
 
 def weights_path(name_or_path: str | Path) -> Path:

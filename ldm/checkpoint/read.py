@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import pickletools
+import struct
 import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from ldm.checkpoint import checksums
 
 _MAX_HEADER = 8 << 20  # bytes of names and shapes; the longest of a published file of this family are 0.4 MB
 _MAX_TENSORS = 20_000  # a published file with both copies of SDXL's UNet would have 5,000
@@ -94,9 +97,14 @@ def _read_safetensors(path: Path, size: int) -> Weights:
     if expected != size:
         raise CheckpointError(f"{path}: {size} bytes, but its header describes {expected}; {_AGAIN}")
     try:
-        return Weights(load_file(path), {str(k): str(v) for k, v in metadata.items()})
+        tensors = load_file(path)
+        fault = checksums.fault(header, entries, metadata, tensors)
+        texts = {str(k): str(v) for k, v in metadata.items() if k not in (checksums.KEY, *checksums.MARK)}
     except (SafetensorError, ValueError, AttributeError, LookupError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path}: not a valid safetensors file ({error}); {_AGAIN}") from error
+    if fault is not None:
+        raise CheckpointError(f"{path}: {fault} is not what was written there, as its checksum tells; {_AGAIN}")
+    return Weights(tensors, texts)
 
 
 def _check_names(names: Collection[str], path: Path) -> None:
@@ -133,7 +141,7 @@ def _read_pickle(path: Path, *, is_zip: bool) -> dict[str, Tensor]:
             f"{path}: holds objects that are not tensors, which could run code, or is damaged; expected plain weights: "
             "convert it to safetensors where you trust it"
         ) from None  # torch's own text advises to switch the protection off
-    except (RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError) as error:
+    except (RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, struct.error) as error:
         raise CheckpointError(f"{path}: not readable as a torch checkpoint; {_AGAIN}") from error
     return _flat(contents, path)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from copy import copy
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -42,7 +43,9 @@ def vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
 @lru_cache(maxsize=1)
 def _tokenizer() -> Any:
     open_clip = open_clip_file("tokenizer")
-    tokenizer = open_clip.SimpleTokenizer()
+    built = getattr(open_clip, "_tokenizer", None)  # when the file is imported: no second one is needed
+    tokenizer = copy(built) if isinstance(built, open_clip.SimpleTokenizer) else open_clip.SimpleTokenizer()
+    tokenizer.cache = dict(tokenizer.cache)
     start, _, words = tokenizer.pat.pattern.partition("<end_of_text>|")
     assert start == "<start_of_text>|", "open_clip's tokenizer has changed: its special tokens could be typed by a user"
     tokenizer.pat = open_clip.re.compile(words, open_clip.re.IGNORECASE)

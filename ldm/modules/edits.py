@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from ldm.modules.attention import Attention, AttentionBlock, AttentionFunction, BasicTransformerBlock
+from ldm.modules.attention import Attention, AttentionBlock, AttentionFunction, BasicTransformerBlock, attention
 from ldm.modules.blocks import ResnetBlock, UpBlock
 from ldm.modules.unet import UNet
+
+
+@contextmanager
+def instead(forwards: Mapping[nn.Module, Callable[..., Tensor]]) -> Iterator[None]:
+    """Each module answers by that function in place of its own `forward`; hooks stay."""
+    before = {module: vars(module).get("forward") for module in forwards}
+    try:
+        for module, forward in forwards.items():
+            vars(module)["forward"] = forward
+        yield
+    finally:
+        for module, own in before.items():
+            vars(module).pop("forward", None)
+            if own is not None:
+                vars(module)["forward"] = own
 
 
 @contextmanager
@@ -73,6 +88,32 @@ def _attends(module: nn.Module) -> bool:
 def _top(path: str) -> str:
     """down_blocks.0.attentions.1.transformer_blocks.0 → down_blocks.0.attentions.1"""
     return path.partition(".transformer_blocks")[0]
+
+
+def edits_of(network: nn.Module) -> tuple[object, ...] | None:
+    """What of this file holds in a network now, something that can be compared; None where there are attention
+    functions or hooks of somebody else, of whom nothing is known."""
+    found: list[object] = []
+    for i, module in enumerate(network.modules()):
+        functions: list[object] = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        functions += [module.attention] if isinstance(module, Attention) else []
+        for function in functions:
+            if function is attention:
+                continue
+            if (known := _known(function)) is None:
+                return None
+            found.append((i, known))
+    return tuple(found)
+
+
+def _known(function: object) -> object:
+    """A function of this file with its arguments, as what can be compared; None for any other."""
+    if function is attention:
+        return "attention"
+    if not isinstance(function, partial) or function.func not in (_values, _reweigh):
+        return None
+    arguments = [_known(one) if callable(one) else repr(one) for one in function.args]
+    return None if None in arguments else (function.func.__name__, *arguments)
 
 
 @contextmanager

@@ -14,15 +14,14 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
-from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 from ldm.checkpoint.load import SHIPPED
 from ldm.checkpoint.read import read
+from ldm.checkpoint.write import write
 from ldm.config import register
 from ldm.data.datasets import Dataset, Scenes, as_pixels
 from ldm.data.scenes import Scene
-from ldm.files import atomic
 from ldm.images import grid, to_images
 from ldm.models.autoencoder import Autoencoder, AutoencoderKL
 from ldm.models.diffusion.denoiser import Conditioning
@@ -194,9 +193,8 @@ class DiffusionExperiment:
         """Encode every picture once, the mode of its distribution in float16, and keep that for the next start."""
         kept, made_of = folder / "latents.safetensors", self._fingerprint()
         if not kept.exists() or read(kept).metadata.get("made_of") != made_of:
-            with atomic(kept) as file:
-                z = torch.cat([self._encoded(i) for i in range(0, len(self.data), 32)])
-                file.write(to_bytes({"z": z}, metadata={"made_of": made_of}))
+            z = torch.cat([self._encoded(i) for i in range(0, len(self.data), 32)])
+            write(kept, {"z": z}, {"made_of": made_of})
         self.latents = read(kept).tensors["z"]  # (N, C, h, w)
 
     def _fingerprint(self) -> str:

@@ -6,7 +6,6 @@ only weights, their moving average, the optimizer and the number of the step.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -18,13 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from ldm.config import register
-from ldm.files import atomic, sweep
+from ldm.files import append_line, sweep, write_text
 from ldm.noise import seed_of
 from ldm.training.muon import Muon, suits_muon
+from ldm.training.state import lay_out, load_old_state, load_state, save_state
 
 Batch = Any
 Loss = Callable[[Batch, torch.Generator], Tensor]
-CHECKPOINT = "last.pt"
+CHECKPOINT = "last.safetensors"
+OLD_CHECKPOINT = "last.pt"  # what it was called before it had checksums
 LOSSES = "loss.csv"
 
 
@@ -88,36 +89,36 @@ class Trainer:
         self.step = 0
         self.unlogged: list[float] = []
         folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder, ".*.part")
+        sweep(folder)
 
     def resume(self) -> bool:
         """Go on from the folder's checkpoint if there is one; losses logged after it are dropped."""
-        path = self.folder / CHECKPOINT
-        if path.exists():
-            state = torch.load(path, map_location="cpu", weights_only=True)
+        path = next((file for file in (self.folder / CHECKPOINT, self.folder / OLD_CHECKPOINT) if file.exists()), None)
+        if path is not None:
+            state = load_old_state(path) if path.name == OLD_CHECKPOINT else load_state(path)
             try:
                 self.model.load_state_dict(state["model"])
                 self.ema.load_state_dict(state["ema"])
                 for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
                     optimizer.load_state_dict(kept)
+                    lay_out(optimizer)
             except (RuntimeError, ValueError, KeyError) as error:
                 raise ValueError(f"{path}: the checkpoint of another model; choose another folder") from error
-            self.step = state["step"]
+            self.step, self.unlogged = state["step"], state["unlogged"]
         self._forget_later_losses()
-        return path.exists()
+        return path is not None
 
     def _forget_later_losses(self) -> None:
         path = self.folder / LOSSES
         if path.exists():
             rows = path.read_text().splitlines()
             kept = [row for row in rows if "," in row and int(row.partition(",")[0]) <= self.step]
-            with atomic(path) as file:
-                file.write("".join(f"{row}\n" for row in kept).encode())
+            write_text(path, "".join(f"{row}\n" for row in kept))
 
     def save(self) -> None:
-        state = {"model": self.model.state_dict(), "ema": self.ema.state_dict(), "step": self.step}
-        with atomic(self.folder / CHECKPOINT) as file:
-            torch.save(state | {"optimizers": [o.state_dict() for o in self.optimizers]}, file)
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        state = {"model": self.model.state_dict(), "ema": self.ema.state_dict(), "optimizers": optimizers}
+        save_state(self.folder / CHECKPOINT, state | {"step": self.step, "unlogged": self.unlogged})
 
     def run(self, batch: Callable[[int], Batch], loss: Loss) -> Iterator[Update]:
         """Train to the recipe's last step. DivergedError, with no weight touched, if loss or gradient is not finite."""
@@ -152,8 +153,7 @@ class Trainer:
     def _log(self, loss: float) -> None:
         self.unlogged.append(loss)
         if self.step % self.recipe.log_every == 0:
-            with (self.folder / LOSSES).open("a", newline="") as file:
-                csv.writer(file).writerow([self.step, sum(self.unlogged) / len(self.unlogged)])
+            append_line(self.folder / LOSSES, f"{self.step},{sum(self.unlogged) / len(self.unlogged)}")
             self.unlogged = []
 
 

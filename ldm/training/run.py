@@ -54,6 +54,9 @@ class Run:
         """Train to the end. precision: full, or bf16 for matrix products and convolutions in bfloat16."""
         experiment, trainer = self.experiment, self.trainer
         experiment.prepare(self.folder)
+        made = self.folder / f"preview-{trainer.step:06}.png"
+        if self.resumed and trainer.step % experiment.recipe.preview_every == 0 and not made.exists():
+            self._preview(trainer.step)  # it was killed between checkpoint and preview
 
         def loss(batch: Any, generator: torch.Generator) -> torch.Tensor:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16"):

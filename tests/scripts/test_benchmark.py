@@ -1,51 +1,119 @@
-"""scripts/benchmark.py: what it measures is there, on a miniature; how fast it is, is not a test's business."""
+"""scripts/benchmark.py on miniatures: both sides of a row do the same; how fast they are is not a test's business."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-
-import ldm
-from ldm.config import build, load_config
+from _bench.floors import count
+from _bench.harness import ROWS, Bench, Line, take_turns
+from _bench.scaling import worst_growth
+from _bench.weights import weight
+from _synthetic import weight as weight_of_its_name
 
 ROOT = Path(__file__).parents[2]
+OF_A_GPU = {"gpu-unet-sd1", "gpu-memory-sdxl"}
+MOST = {"unet-sd1-fp32": 1e-5, "unet-sd1-bf16": 5e-2, "unet-sdxl-bf16": 0.2, "unet-sd1-default": 5e-2}
+MOST |= {"vae-decode": 5e-2, "txt2img-sd1": 5e-2, "scenes": 1e-3, "train-step": 1e-5}  # a row's largest error
 
 
-def test_load(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    tree, path = load_config(ROOT / "tests" / "tiny.yaml"), tmp_path / "tiny.safetensors"
-    tree["params"]["autoencoder"]["params"]["norm_num_groups"] = 8
-    ldm.save(build(tree), path, config=tree, dtype=torch.float16)
-    command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), "load", str(path), "--json", "--rounds", "1"]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    run = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
-    reading, ours, diffusers = json.loads(run.stdout)
-    assert [row["way"] for row in (reading, ours, diffusers)] == ["reading", "ldm.load", "diffusers"]
-    assert reading["times reading"] == 1 and reading["bytes"] == path.stat().st_size
-    assert ours["times reading"] == pytest.approx(ours["seconds"] / reading["seconds"])
-    assert ours["peak over size"] == pytest.approx(ours["peak bytes"] / path.stat().st_size) and ours["peak bytes"] > 0
-    assert "seconds" in diffusers or diffusers["error"]
+def benchmark(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), *options]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
-def test_table_and_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    spec = importlib.util.spec_from_file_location("script_benchmark", ROOT / "scripts" / "benchmark.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    rows = [
-        {"way": "reading", "bytes": 2e9, "seconds": 1.0, "busy": 0.5, "times reading": 1.0, "peak over size": 0.01},
-        {"way": "diffusers", "bytes": 2e9, "error": "ModuleNotFoundError: none"},
-    ]
-    assert script.table(rows).splitlines()[1:] == [
-        "reading           1.00          0.50       1.00                0.01",
-        "diffusers      ModuleNotFoundError: none",
-    ]
-    assert script.main(["load", "--rounds", "0"]) == 2
-    assert "--rounds 0 measures nothing; give 1 or more" in capsys.readouterr().err
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a tiny run prints."""
+    folder = tmp_path_factory.mktemp("weights")
+    rows = [*MOST, "guidance-1", "scaling", "load", "memory", *OF_A_GPU]
+    plot = str(folder / "scaling.png")
+    run = benchmark(*rows, "--tiny", "--rounds", "1", "--json", "--folder", str(folder), "--plot", plot)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert (folder / "scaling.png").stat().st_size > 1000
+    found: dict[str, Any] = json.loads(run.stdout)
+    return found
+
+
+@pytest.mark.parametrize("row", MOST)
+def test_both_sides_compute_the_same(row: str, tiny: dict[str, Any]) -> None:
+    lines = tiny["rows"][row]
+    errors = [line["error"] for line in lines if line["error"] is not None]
+    assert errors and max(errors) < MOST[row]
+    for line in lines:
+        if line["theirs"]:
+            assert line["ratio"] == pytest.approx(line["theirs"] / line["ours"]) and line["floor"] > 0
+
+
+def test_every_row_says_something(tiny: dict[str, Any]) -> None:
+    assert "torch" in tiny["machine"]["versions"] and tiny["machine"]["processor"]
+    for name, lines in tiny["rows"].items():
+        assert lines and all(line["what"] for line in lines), name
+        assert (lines[0]["note"] == "not measured") == (name in OF_A_GPU)
+    share = tiny["rows"]["guidance-1"][0]
+    assert share["ratio"] == pytest.approx(share["ours"] / share["theirs"])
+    cast, least = tiny["rows"]["load"][-1], 0
+    assert cast["ours"] > least and cast["theirs"] > least and cast["floor"] > least
+
+
+def test_rows_and_mistakes() -> None:
+    listed = benchmark()
+    assert [line.split()[0] for line in listed.stdout.splitlines()][-1].startswith("gpu-")
+    assert {"unet-sd1-fp32", "cold-start", "openvino"} <= {line.split()[0] for line in listed.stdout.splitlines()}
+    wrong = benchmark("unet-sd3")
+    assert wrong.returncode == 2 and "there is no row 'unet-sd3'; there are load" in wrong.stderr
+    none = benchmark("load", "--rounds", "0")
+    assert none.returncode == 2 and "--rounds 0 measures nothing; give 1 or more" in none.stderr
+
+
+def test_a_row_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import benchmark as script
+    from _bench.harness import Row
+
+    def fails(bench: Bench) -> Iterator[Line]:
+        raise RuntimeError("no such\nthing")
+        yield
+
+    monkeypatch.setitem(ROWS, "broken", Row("broken", "it breaks", fails))
+    (line,) = script.measured("broken", Bench(tmp_path, tiny=True))
+    assert line.note == "RuntimeError: no such thing"
+    assert script.table_row("broken", line).startswith("| broken | failed: RuntimeError: no such thing |")
+
+
+def test_lines() -> None:
+    from benchmark import table_row
+
+    line = Line("float32, theirs", 0.5, 1.0, ">= 1.5", floor=0.25, error=1e-6)
+    assert line.shown == 2 and line.met
+    assert table_row("a", line) == "| a | float32, theirs | 500 ms | 1.00 s | 2.00 | ≥ 1.5 yes | 250 ms | 1.0e-06 |"
+    assert Line("memory", 3, 4, "<= 0.7", unit="GB", value=0.75).met is False
+    assert Line("memory", 3, None, "<= 0.7").met is None and Line("a", 1, 2).met is None
+
+
+def test_turns() -> None:
+    called: list[str] = []
+    sides = {name: lambda name=name: called.append(name) or name for name in "AB"}
+    turns = take_turns(sides, 3)
+    assert "".join(called) == "ABABABAB" and turns.outputs == {"A": "A", "B": "B"}
+    a, b = torch.ones(3, 4), torch.ones(4, 5)
+    assert count(lambda: a @ b)[1] == 2 * 3 * 4 * 5
+
+
+def test_growth() -> None:
+    assert worst_growth({1: 1.0, 2: 1.5, 8: 9.0}) == pytest.approx((9 / 1.5) / 4)
+
+
+@pytest.mark.parametrize(("name", "shape"), [("conv.weight", (64, 32, 3, 3)), ("norm.weight", (4096,))])
+def test_weights_are_scaled_as_those_of_parity(name: str, shape: tuple[int, ...]) -> None:
+    pool = torch.randn(5003, generator=torch.Generator().manual_seed(0))
+    ours, wanted = weight(pool, name, shape), weight_of_its_name(name, shape)
+    assert float(ours.std() / wanted.std()) == pytest.approx(1, rel=0.1)
+    assert float(ours.mean() - wanted.mean()) == pytest.approx(0, abs=0.02)

@@ -103,7 +103,7 @@ def test_mistakes(txt2img: Run, capsys: Capture) -> None:
     assert txt2img("--explain", "--prompt", "a", "--model", "nonesuch") == 2
     assert "nonesuch" in capsys.readouterr().err
     assert txt2img("--prompt", "a", "--clip-skip", 2) == 2
-    assert "clip_skip is 2; for this text tower it can be 1" in capsys.readouterr().err
+    assert "--clip-skip is 2; for this text tower it can be 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["img2img", "inpaint", "upscale"])

@@ -35,10 +35,12 @@ def row(text: str, name: str) -> list[str]:
 def test_another_spacing_is_compared(look, tmp_path, monkeypatch):
     for module in (look_at_samplers, _sampler_figures):
         monkeypatch.setattr(module, "RESPACED_STEPS", (3,))
-    assert look("--samplers", "unipc", "dpm_2", "dpm_fast", "--steps", 3, "--converged", 3) == 0
+    assert look("--samplers", "lms", "unipc", "dpm_2", "dpm_fast", "--steps", 3, "--converged", 3) == 0
     text, _, compared = (tmp_path / "page.md").read_text().partition("What karras makes")
-    assert row(compared, "unipc") == [row(text, "unipc")[0], "0.00"] != ["0.00", "0.00"]
-    assert len(re.findall(r"^\| [du]", compared, re.M)) == 1  # the others are at karras, or where they like
+    own, other = row(compared, "lms")
+    assert own == row(text, "lms")[0] != other and float(other) > 0
+    assert row(text, "unipc") == ["0.00"]  # the reference itself
+    assert len(re.findall(r"^\| [dlu]", compared, re.M)) == 1  # the others are at karras, or where they like
 
 
 def test_errors_calls_and_pictures(look, tmp_path):

@@ -32,7 +32,7 @@ def pixels(path: str) -> bytes:
 
 
 def pictures(folder: str = "outputs") -> list[str]:
-    return sorted(name for name in os.listdir(folder) if not name.startswith("grid"))
+    return sorted(name for name in os.listdir(folder) if not name.startswith(("grid", "job")))
 
 
 def test_a_model_of_pictures_alone(sample: Run, txt2img: Run, unconditional: Path, capsys: Capture) -> None:

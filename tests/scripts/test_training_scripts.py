@@ -69,3 +69,15 @@ def test_missing_files_are_one_sentence(tmp_path, capsys, monkeypatch):
     assert call("evaluate_scenes", "--model", tmp_path / "no.safetensors", monkeypatch=monkeypatch) == 2
     errors = capsys.readouterr().err.splitlines()
     assert "no.yaml" in errors[0] and "no.safetensors" in errors[1] and len(errors) == 2
+
+
+def test_a_profile_of_training_is_five_steps_and_no_weights(recipe, tmp_path, capsys, monkeypatch):
+    recipe.write_text(recipe.read_text().replace('"steps": 2', '"steps": 50'))
+    options = ("--config", recipe, "--outdir", tmp_path / "run", "--device", "cpu", "--profile", tmp_path / "where")
+    assert call("train_autoencoder", *options, monkeypatch=monkeypatch) == 0
+    assert "stopped after what was profiled" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+    rows = (tmp_path / "where" / "modules.md").read_text()
+    assert "| model.encoder | 5 | " in rows and "| model.decoder | 5 | " in rows
+    assert call("train_autoencoder", *options, monkeypatch=monkeypatch) == 2
+    assert "where is there already; name a new folder" in capsys.readouterr().err

@@ -54,6 +54,27 @@ def test_killed_and_resumed_is_the_same_bit_for_bit(tmp_path, killed_at):
     assert all(torch.equal(a[i]["exp_avg"], b[i]["exp_avg"]) for i in a)
 
 
+def test_channels_last_is_resumed_bit_for_bit_too(tmp_path):
+    def convolving(folder):
+        torch.manual_seed(0)
+        model = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
+        return Trainer(model, replace(RECIPE, steps=10), folder)
+
+    def finish(t, stop=None):
+        for progress in t.run(lambda step: torch.randn(2, 4, 5, 5, generator=seeded(step)), lambda x, g: loss(t, x)):
+            if progress.step == stop:
+                break
+        return t.model.weight
+
+    def loss(t, x):
+        return (t.model(x) * torch.linspace(-1, 1, 54).view(6, 3, 3)).square().mean()
+
+    whole = finish(convolving(tmp_path / "whole"))
+    finish(convolving(tmp_path / "parts"), stop=7)
+    resumed = convolving(tmp_path / "parts")
+    assert resumed.resume() and torch.equal(finish(resumed), whole)
+
+
 def test_average_follows_its_definition(tmp_path):
     t = trainer(tmp_path)
     first = t.ema[0].bias.clone()
@@ -77,7 +98,7 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_is_touched(tmp_path):
     with pytest.raises(DivergedError, match="step 0: loss nan"):
         next(t.run(batch, lambda x, g: t.model(x).mean() * math.nan))
     assert all(torch.equal(a, b) for a, b in zip(before, t.model.parameters(), strict=True))
-    assert not (tmp_path / "last.pt").exists()
+    assert not (tmp_path / "last.safetensors").exists()
 
 
 def test_losses_are_logged_as_means(tmp_path):

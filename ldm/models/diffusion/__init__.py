@@ -42,13 +42,13 @@ SAMPLERS: dict[str, tuple[Sampler, str]] = {
     "dpmpp_2m_sde": (dpmpp_2m_sde, "exponential"),
     "dpmpp_2m_sde_heun": (dpmpp_2m_sde_heun, "exponential"),
     "dpmpp_3m_sde": (dpmpp_3m_sde, "exponential"),
-    "unipc": (unipc, "linspace"),
-    "unipc_bh2": (unipc_bh2, "linspace"),
-    "deis": (deis, "linspace"),
+    "unipc": (unipc, "karras"),
+    "unipc_bh2": (unipc_bh2, "karras"),
+    "deis": (deis, "karras"),
     "lcm": (lcm, "trailing"),
     "tcd": (tcd, "trailing"),
     "restart": (restart, "karras"),
-    "res_multistep": (res_multistep, "linspace"),
+    "res_multistep": (res_multistep, "karras"),
 }
 """name → (function, default spacing)"""
 

@@ -58,4 +58,4 @@ def tcd(
 
 def _timestep(schedule: NoiseSchedule, sigma: float) -> float:
     """The fractional training timestep of a noise level; 0 of those below the first."""
-    return float(schedule.sigma_to_t(torch.tensor(sigma, dtype=torch.float64))) if sigma > 0 else 0.0
+    return float(schedule.sigma_to_t(torch.tensor(sigma, dtype=torch.float64)))

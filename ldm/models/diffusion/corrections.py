@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ldm.models.diffusion.guidance import Estimates, Guided
+from ldm.models.diffusion.guidance import ROUNDING, Estimates, Guided
 from ldm.models.diffusion.step import intervals, split
-
-ROUNDING = 1e-6  # relative: a sampler may ask at a level that went through float32
 
 
 def within(inside: Guided, outside: Guided, low: float, high: float) -> Guided:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from ldm.models.diffusion.schedule import NoiseSchedule, per_image
+from ldm.models.diffusion.schedule import NoiseSchedule, per_image, sent
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Denoiser:
         scaled = per_image(c_in(sigma), x) * x
         if cond.concat is not None:
             scaled = torch.cat([scaled, cond.concat.to(x.dtype)], dim=1)  # (B, C + C', H, W)
-        t = self.schedule.sigma_to_t(sigma).to(torch.float32).to(x.device).expand(x.shape[0])  # (B,)
+        t = sent(self.schedule.sigma_to_t(sigma).to(torch.float32), x).expand(x.shape[0])  # (B,)
         prediction: Tensor = self.unet(scaled.to(dtype), t, context=cond.context, y=cond.y)
         return prediction
 

@@ -16,6 +16,9 @@ from ldm.models.diffusion.step import Denoise
 
 ConditionalDenoise = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
+ROUNDING = 1e-6
+"""Relative, of a noise level: a sampler may ask at one that went through float32."""
+
 PerImage = float | Sequence[float]
 """One number for all pictures of a batch, or one for each."""
 
@@ -84,10 +87,10 @@ def guided(
             raise ValueError(f"guidance scale {scale} needs an unconditional conditioning; give one, or use scale 1")
         leading.insert(0, Away(uncond, weight))
         keep_uncond = True
-    asked = [Away(cond, 0.0), *leading]
+    calls = _calls(denoiser, [Away(cond, 0.0), *leading])
 
     def estimates(x: Tensor, sigma: Tensor) -> Estimates:
-        x0_cond, *worse = _answers(denoiser, asked, x, sigma)
+        x0_cond, *worse = _answers(calls, x, sigma)
         x0 = x0_cond
         for away, x0_worse in zip(leading, worse, strict=True):
             x0 = x0 + _factor(away.weight, x) * (x0_cond - x0_worse)
@@ -124,29 +127,46 @@ def edited(denoiser: ConditionalDenoise, edit: Callable[[], AbstractContextManag
     return denoise
 
 
-def _answers(denoiser: ConditionalDenoise, asked: Sequence[Away], x: Tensor, sigma: Tensor) -> list[Tensor]:
-    """The estimates of x that are asked for, in their order: a call for all whose network and shapes are the same."""
-    calls: dict[object, list[int]] = {}
+class _Call(NamedTuple):
+    """What one network is asked at once, of a condition that is joined but once: so it may be known again, `is` it."""
+
+    denoiser: ConditionalDenoise
+    cond: Conditioning  # of all parts, one after another
+    edits: list[Edit | None]  # of each part
+    places: list[int]  # of the parts among all that is asked
+
+
+def _calls(denoiser: ConditionalDenoise, asked: Sequence[Away]) -> list[_Call]:
+    """A call for all whose network and shapes are the same."""
+    groups: dict[object, list[int]] = {}
     for i, one in enumerate(asked):
-        calls.setdefault((id(one.denoiser or denoiser), *_shapes(one.cond)), []).append(i)
+        groups.setdefault((id(one.denoiser or denoiser), *_shapes(one.cond)), []).append(i)
+    calls = []
+    for places in groups.values():
+        parts = [asked[i] for i in places]
+        cond = Conditioning.cat([one.cond for one in parts]) if len(parts) > 1 else parts[0].cond
+        calls.append(_Call(parts[0].denoiser or denoiser, cond, [one.edit for one in parts], places))
+    return calls
+
+
+def _answers(calls: Sequence[_Call], x: Tensor, sigma: Tensor) -> list[Tensor]:
+    """The estimates of x that are asked for, in their order."""
     answers: dict[int, Tensor] = {}
-    for indices in calls.values():
-        parts = [asked[i] for i in indices]
-        answer = _answer(parts[0].denoiser or denoiser, parts, x, sigma)  # (len(parts) * B, C, h, w)
-        answers |= dict(zip(indices, answer.chunk(len(parts)), strict=True))
-    return [answers[i] for i in range(len(asked))]
+    for call in calls:
+        n = len(call.places)
+        answers |= dict(zip(call.places, _answer(call, n, x, sigma).chunk(n), strict=True))  # each like x
+    return [answers[i] for i in range(len(answers))]
 
 
-def _answer(denoiser: ConditionalDenoise, parts: Sequence[Away], x: Tensor, sigma: Tensor) -> Tensor:
-    n, batch, cond = len(parts), len(x), parts[0].cond
+def _answer(call: _Call, n: int, x: Tensor, sigma: Tensor) -> Tensor:
+    batch = len(x)
     if n > 1:
-        cond, x = Conditioning.cat([one.cond for one in parts]), torch.cat([x] * n)  # (n * B, …)
-        sigma = sigma.repeat(n) if sigma.ndim else sigma
+        x, sigma = torch.cat([x] * n), sigma.repeat(n) if sigma.ndim else sigma  # (n * B, …)
     with ExitStack() as edits:
-        for i, one in enumerate(parts):
-            if one.edit is not None:
-                edits.enter_context(one.edit(slice(i * batch, (i + 1) * batch)))
-        return denoiser(x, sigma, cond)
+        for i, edit in enumerate(call.edits):
+            if edit is not None:
+                edits.enter_context(edit(slice(i * batch, (i + 1) * batch)))
+        return call.denoiser(x, sigma, call.cond)
 
 
 def _any(weight: PerImage) -> bool:

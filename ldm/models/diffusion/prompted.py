@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ldm.models.diffusion.denoiser import Conditioning
-from ldm.models.diffusion.guidance import ConditionalDenoise
+from ldm.models.diffusion.guidance import ROUNDING, ConditionalDenoise
+from ldm.models.diffusion.schedule import sent
 
-ROUNDING = 1e-6  # relative: a sampler may ask at a level that went through float32
-
+MOST_JOINED = 16  # conditions of calls that are kept
 
 Parts = Sequence[tuple[float, Conditioning]]
 """(weight, one row) of each."""
@@ -34,8 +34,17 @@ def prompted(denoiser: ConditionalDenoise, scripts: Sequence[Script]) -> Conditi
 
     The level where it is asked chooses the scene, so every sampler keeps to the script, whenever it asks. Rows whose
     conditions have one shape share a call, of at most as many rows as were asked for; unlike padding, that makes no
-    picture depend on its company.
+    picture depend on its company. Conditions are joined once for all steps that ask for the same ones.
     """
+    joined: dict[tuple[int, ...], Conditioning] = {}
+
+    def join(parts: Sequence[Conditioning]) -> Conditioning:
+        key = tuple(id(part) for part in parts)  # the scripts keep them, so no other will ever be in a part's place
+        if key not in joined:
+            while len(joined) >= MOST_JOINED:
+                del joined[next(iter(joined))]
+            joined[key] = Conditioning.cat(parts)
+        return joined[key]
 
     def denoise(x: Tensor, sigma: Tensor, cond: Conditioning) -> Tensor:
         assert cond.y is not None
@@ -44,9 +53,10 @@ def prompted(denoiser: ConditionalDenoise, scripts: Sequence[Script]) -> Conditi
         for asked in _calls(scripts, cond.y.tolist(), levels):
             rows = [row for row, _, _ in asked]
             whole = rows == list(range(len(x)))
-            where = torch.tensor(rows, device=x.device)
-            level = sigma if whole or not sigma.ndim else sigma[where.to(sigma.device)]
-            answers = denoiser(x if whole else x[where], level, Conditioning.cat([part for _, _, part in asked]))
+            level = sigma if whole or not sigma.ndim else sigma[rows]
+            answers = denoiser(
+                x if whole else x[sent(torch.tensor(rows), x)], level, join([part for _, _, part in asked])
+            )
             for (row, weight, _), answer in zip(asked, answers, strict=True):
                 share = answer if weight == 1 else weight * answer
                 sums[row] = sums[row] + share if row in sums else share

@@ -88,7 +88,7 @@ class NoiseSchedule:
         Any shape and device; float64 for float64 t, else float32.
         """
         t = t.to(torch.promote_types(t.dtype, torch.float32)).clamp(0, self.num_timesteps - 1)
-        sigmas, low = _like(self.sigmas, t), t.floor().long()
+        sigmas, low = _like(self.sigmas, t), t.long()
         above = sigmas[(low + 1).clamp(max=self.num_timesteps - 1)]
         return sigmas[low] * (above / sigmas[low]) ** (t - low)  # exact at whole timesteps
 
@@ -110,6 +110,11 @@ def per_image(value: Tensor, x: Tensor) -> Tensor:
     return _like(value, x).reshape(-1, *[1] * (x.ndim - 1)) if value.ndim else _like(value, x)
 
 
+def sent(value: Tensor, x: Tensor) -> Tensor:
+    """On x's device. Nobody waits on the way from the CPU: CUDA has copied such memory when the call returns."""
+    return value.to(x.device, non_blocking=value.is_cpu and not x.is_mps)
+
+
 def _like(value: Tensor, x: Tensor) -> Tensor:
     """Cast before the move: some devices have no float64."""
-    return value.to(x.dtype).to(x.device)
+    return sent(value.to(x.dtype), x)

@@ -234,8 +234,8 @@ def _beta_table(a: float) -> tuple[Tensor, Tensor]:
 
 
 def _interpolated(at: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """The piecewise linear function through (x, y), x rising."""
-    low = (torch.searchsorted(x, at) - 1).clamp(0, len(x) - 2)
+    """The piecewise linear function through (x, y), x rising from 0, `at` within it."""
+    low = (torch.searchsorted(x, at) - 1).clamp(min=0)
     return torch.lerp(y[low], y[low + 1], (at - x[low]) / (x[low + 1] - x[low]))
 
 

@@ -69,7 +69,7 @@ def split(sigma: float, sigma_next: float, eta: float) -> tuple[float, float]:
 
 
 def ancestral_step(
-    x: Tensor, x0: Tensor, sigma: float, sigma_next: float, eta: float, noise: Noise, s_noise: float = 1.0
+    x: Tensor, x0: Tensor, sigma: float, sigma_next: float, eta: float, noise: Noise, s_noise: float
 ) -> Tensor:
     """x at sigma_next, of which a part that grows with eta is fresh noise."""
     sigma_down, sigma_up = split(sigma, sigma_next, eta)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.diffusion.guidance import ConditionalDenoise
+from ldm.models.diffusion.schedule import sent
 
 
 def tiled(denoiser: ConditionalDenoise, size: int, overlap: int) -> ConditionalDenoise:
@@ -53,7 +54,9 @@ def blended(
             if total is None:
                 total = part.new_zeros((*part.shape[:2], height * factor, width * factor))
             y, x = top * factor, left * factor
-            total[..., y : y + len(rows), x : x + len(columns)] += part * torch.outer(rows, columns).to(part)
+            total[..., y : y + len(rows), x : x + len(columns)] += part * sent(
+                torch.outer(rows, columns).to(part.dtype), part
+            )
     assert total is not None
     return total
 

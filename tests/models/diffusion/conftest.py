@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,14 @@ def _normal(name: str, shape: tuple[int, ...] = (2, 4, 8, 8)) -> Tensor:
     return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32)).double()
 
 
+@cache
+def _means() -> Tensor:
+    return torch.stack([_normal(f"mixture.mean.{k}", (4, 8, 8)) for k in range(3)])
+
+
 def _mixture(x: Tensor, sigma: Tensor) -> Tensor:
     """E[z | x] for z from three Gaussians of variance 1/4, x = z + sigma * noise; x: (B, 4, 8, 8)."""
-    means = torch.stack([_normal(f"mixture.mean.{k}", (4, 8, 8)) for k in range(3)]).to(x.dtype)
+    means = _means().to(x.dtype)
     weights = torch.tensor([0.5, 0.3, 0.2], dtype=x.dtype)
     sigma = torch.as_tensor(sigma, dtype=x.dtype).reshape(-1, 1, 1, 1, 1)
     variance = 0.25 + sigma**2

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from ldm.models.diffusion import SAMPLERS, SPACINGS, NoiseSchedule, Step
-from ldm.models.diffusion.dpm_solver import dpm_fast
+from ldm.models.diffusion.dpm_solver import dpm_adaptive, dpm_fast
 from ldm.models.diffusion.euler import heun
 from ldm.models.diffusion.exponential import dpmpp_2m, res_multistep, unipc, unipc_bh2
-from ldm.models.diffusion.multistep import deis, ipndm, plms, quadrature
+from ldm.models.diffusion.multistep import _equidistant, _in_log_sigma, _in_sigma, deis, ipndm, plms, quadrature
 from ldm.models.diffusion.restart import restart
 from ldm.models.diffusion.step import move
 
@@ -113,15 +113,17 @@ def test_quadrature_is_exact_for_polynomials(rate):
     nodes, (points, shares) = [0.0, -0.7, -1.9, 1.0], np.polynomial.legendre.leggauss(60)
     points, shares = (points + 1) / 2, shares / 2
     weights = quadrature(nodes, rate)
+    assert sum(weights) == pytest.approx(math.expm1(rate) / rate if rate else 1, rel=1e-9)
     for k in range(4):
         expected = float((shares * points**k * np.exp(rate * points)).sum())
         assert sum(w * r**k for w, r in zip(weights, nodes, strict=True)) == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("s_churn", [2.0, 6.0])  # below and above what a step takes at most, 0.414 of 12
 @pytest.mark.parametrize("name", ["euler", "heun", "dpm_2"])
-def test_churn_is_algorithm_2_of_karras(name, mixture, normal, error, last):
+def test_churn_is_algorithm_2_of_karras(name, s_churn, mixture, normal, error, last):
     sigmas = SPACINGS["linspace"](SCHEDULE, 12)
-    s_churn, s_tmin, s_tmax, s_noise = 6.0, 0.3, 8.0, 1.1
+    s_tmin, s_tmax, s_noise = float(sigmas[-3]), float(sigmas[2]), 1.1  # both ends have churn
     names, x, asked = count(), normal("x") * sigmas[0], []
 
     def noise(x: Tensor, sigma: float, sigma_next: float) -> Tensor:
@@ -149,6 +151,14 @@ def test_churn_is_algorithm_2_of_karras(name, mixture, normal, error, last):
     assert error(ours, x) < 1e-12
     assert asked == [pair for pair in pairwise(sigmas.tolist()) if s_tmin <= pair[0] <= s_tmax]
     assert 3 < drawn < 12
+
+
+@pytest.mark.parametrize("weigh", [_in_sigma, _in_log_sigma, _equidistant])
+@pytest.mark.parametrize("sigma_next", [1.0, 0.0])
+def test_weights_add_up_to_the_step(weigh, sigma_next):
+    """So that a constant direction is followed exactly."""
+    for levels in ([2.0], [2.0, 3.0], [2.0, 3.0, 5.0, 9.0]):
+        assert sum(weigh(levels, sigma_next)) == pytest.approx(sigma_next - 2, rel=1e-12)
 
 
 def test_ipndm_is_adams_bashforth_in_sigma(mixture, normal, error, last):
@@ -241,6 +251,53 @@ def test_dpm_fast_is_the_papers_algorithms(n, mixture, normal, error, last):
             d2 = eps(u2 - s2 * r2 / r1 * (torch.expm1(r2 * h) / (r2 * h) - 1) * d1, s2) - first
             x = x - t * torch.expm1(h) * first - t / r2 * (torch.expm1(h) / h - 1) * d2
     assert error(ours, x) < 1e-12
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_dpm_adaptive_is_appendix_c(order, mixture, normal, error):
+    """Lu et al. 2022, algorithms of DPM-Solver-12 and -23 in eps; k-diffusion's rule for the next length, and 0.81."""
+    levels, h, rtol, atol = [10.0, 3.0, 2.5, 2.4, 0.3, 0.1], 2.0, 0.01, 0.003
+    sigmas = torch.tensor([*levels, 0.0], dtype=torch.float64)
+    options = {"order": order, "h_init": h, "rtol": rtol, "atol": atol}
+    steps = list(dpm_adaptive(mixture, normal("x") * 10, sigmas, noise=no_noise, **options))
+    x, s, eps, repeated = normal("x") * 10, 10.0, lambda x, s: (x - mixture(x, s)) / s, 0
+    before, states, behind = x, [], 0
+    while s > 0.1:
+        t = max(s * math.exp(-h), 0.1)
+        length, first = math.log(s / t), eps(x, s)
+        euler = x - (s - t) * first
+        if order == 2:
+            low, middle = euler, math.sqrt(s * t)
+            high = x - (s - t) * eps(x - (s - middle) * first, middle)
+        else:
+            one, two = s * math.exp(-length / 3), s * math.exp(-length * 2 / 3)
+            turn = eps(x - (s - one) * first, one) - first
+            low = euler - (s - t) * turn / (2 / 3)
+            there = x - (s - two) * first - two * 2 * (math.expm1(length * 2 / 3) / (length * 2 / 3) - 1) * turn
+            high = euler - t * 1.5 * (math.expm1(length) / length - 1) * (eps(there, two) - first)
+        off = (high - low) / (rtol * torch.maximum(low.abs(), before.abs())).clamp(min=atol)
+        worst = max(float(one.square().mean().sqrt()) for one in off)
+        factor = 1 + math.atan((worst + 1e-8) ** (-1 / order) - 1)
+        h *= factor
+        if factor < 0.81:
+            repeated += 1
+            continue
+        x, before, s = high, low, t
+        if sum(level >= s for level in levels[1:]) > behind:
+            behind = sum(level >= s for level in levels[1:])
+            states.append((behind - 1, s, x))
+    assert repeated > 0 and len(states) < len(levels) - 1
+    for step, (i, sigma, state) in zip(steps[:-1], states, strict=True):
+        assert step.i == i and step.sigma == pytest.approx(sigma, rel=1e-9) and error(step.x, state) < 1e-9
+    assert (steps[-1].i, steps[-1].sigma) == (5, 0) and error(steps[-1].x, mixture(x, 0.1)) < 1e-9
+
+
+def test_restart_without_noise_is_heun(mixture, normal, last):
+    x, sigmas = normal("x") * 14, SPACINGS["linspace"](SCHEDULE, 12)
+    plain = last(heun(mixture, x, sigmas, noise=no_noise))
+    assert torch.equal(last(restart(mixture, x, sigmas, noise=no_noise, s_noise=0.0)), plain)
+    few = SPACINGS["trailing"](SCHEDULE, 1)
+    assert torch.equal(last(restart(mixture, x, few, noise=no_noise)), last(heun(mixture, x, few, noise=no_noise)))
 
 
 def test_restart_is_algorithm_1(mixture, normal, error, last):

@@ -23,7 +23,7 @@ from ldm.models.diffusion import (
     guided,
     masked,
 )
-from ldm.models.diffusion.step import intervals, move, split
+from ldm.models.diffusion.step import intervals, level, move, split
 
 SCHEDULE = NoiseSchedule()
 
@@ -186,6 +186,34 @@ def test_the_table(name):
         assert parameters["eta"].default == {"ddim": 0.0, "ddpm": 1.0}[name]
 
 
+DEFAULTS: dict[str, dict[str, float]] = {  # as in k-diffusion, where that has the sampler; else as in its paper
+    "ddim": {"eta": 0, "s_noise": 1},
+    "ddpm": {"eta": 1},
+    "plms": {"order": 4},
+    "ipndm": {"order": 4},
+    "euler": {"s_churn": 0, "s_tmin": 0, "s_tmax": math.inf, "s_noise": 1},
+    "heun": {"s_churn": 0, "s_tmin": 0, "s_tmax": math.inf, "s_noise": 1},
+    "dpm_2": {"s_churn": 0, "s_tmin": 0, "s_tmax": math.inf, "s_noise": 1},
+    "lms": {"order": 4},
+    "dpm_fast": {"eta": 0, "s_noise": 1},
+    "dpm_adaptive": {"order": 3, "rtol": 0.05, "atol": 0.0078, "h_init": 0.05, "eta": 0, "s_noise": 1},
+    "dpmpp_2m": {},
+    "unipc": {"order": 2},
+    "unipc_bh2": {"order": 2},
+    "deis": {"order": 2},
+    "lcm": {"schedule": None},
+    "tcd": {"eta": 0.3, "schedule": None},
+    "restart": {"restarts": 1, "restart_min": 0.1, "restart_max": 2, "s_noise": 1},
+    "res_multistep": {},
+}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_defaults(name):
+    options = list(inspect.signature(SAMPLERS[name][0]).parameters.values())[4:]
+    assert {one.name: one.default for one in options} == DEFAULTS.get(name, {"eta": 1, "s_noise": 1})
+
+
 def test_n_steps_and_n_calls_for_every_n():
     calls = 0
 
@@ -280,6 +308,8 @@ def test_a_denoiser_hears_levels_as_float64_on_the_cpu_whatever_the_list_is(name
     list(sampler(name)(denoise, normal("x") * 14, sigmas, noise=Noise(normal)))
     if name == "ddim":
         list(ddim_invert(denoise, normal("x"), sigmas))
+    with torch.device("meta"):
+        heard.append(level(1.0))
     assert {(sigma.dtype, sigma.device.type, sigma.shape) for sigma in heard} == {(torch.float64, "cpu", ())}
 
 
@@ -304,6 +334,15 @@ def test_no_digits_are_lost_at_zero_snr(mixture, normal, error, last):
     exact = move(x, mixture(x, sigmas[0]), float(sigmas[0]), float(sigmas[1]))
     limit = mixture(x, sigmas[0]) + sigmas[1] * normal("x")  # sigma → infinity, where x / sigma is the noise itself
     assert error(exact, limit) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["heun", "dpm_2", "dpm_2_ancestral", "dpmpp_2s_ancestral", "restart"])
+def test_a_step_from_above_two_to_the_14_is_eulers(name, mixture, normal):
+    for start, expected in ((16384.0, 3), (16385.0, 2)):
+        calls, sigmas = [], torch.tensor([start, 10.0, 0.0], dtype=torch.float64)
+        denoise = lambda x, sigma: calls.append(sigma) or mixture(x, sigma)  # noqa: E731, B023
+        list(SAMPLERS[name][0](denoise, normal("x") * start, sigmas, noise=Noise(normal)))
+        assert len(calls) == expected
 
 
 @pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in ("lcm", "tcd")])  # these take few steps
@@ -337,6 +376,17 @@ def test_a_round_trip_through_inversion_errs_by_one_over_n(spacing, mixture, nor
     assert errors[0] < 0.05
     for a, b in pairwise(errors):
         assert 1.8 < a / b < 2.2, errors
+
+
+def test_inversion_is_eulers_step_upwards(mixture, normal, error):
+    z, levels = normal("z"), [3.0, 1.0, 0.25, 0.0]
+    steps = list(ddim_invert(mixture, z, torch.tensor(levels)))
+    assert [(step.i, step.sigma) for step in steps] == [(0, 0.25), (1, 1.0), (2, 3.0)]
+    x = z + (z - mixture(z, 0.25))  # at 0 there is no direction: that at 0.25, of which the level says the length
+    assert error(steps[0].x, x) < 1e-12
+    for step, sigma, sigma_next in zip(steps[1:], (0.25, 1.0), (1.0, 3.0), strict=True):
+        x = move(x, mixture(x, sigma), sigma, sigma_next)
+        assert error(step.x, x) < 1e-12
 
 
 def test_inversion_finds_noise(mixture, normal, last):

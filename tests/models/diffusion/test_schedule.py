@@ -70,11 +70,18 @@ def test_add_noise_takes_one_sigma_or_one_per_image(normal):
         schedule.add_noise(z, noise, sigma), torch.stack([z[0] + 2 * noise[0], z[1] + 3 * noise[1]])
     )
     assert per_image(sigma, z.float()).shape == (2, 1, 1, 1)
+    assert per_image(sigma, z.to("meta")).device == per_image(sigma[0], z.to("meta")).device == torch.device("meta")
+
+
+def test_betas_may_be_equal():
+    schedule = NoiseSchedule("linear", 0.1, 0.1, num_timesteps=5)
+    torch.testing.assert_close(schedule.alphas_cumprod, 0.9 ** torch.arange(1, 6, dtype=torch.float64))
 
 
 def test_zero_terminal_snr():
     plain, zero = NoiseSchedule(), NoiseSchedule(zero_terminal_snr=True)
     a, b = plain.alphas_cumprod.sqrt(), zero.alphas_cumprod.sqrt()
+    assert ZERO_SNR_SIGMA == 65536
     assert float(zero.sigmas[-1]) == pytest.approx(ZERO_SNR_SIGMA, rel=1e-9)
     torch.testing.assert_close(b[:-1], ((a - a[-1]) * a[0] / (a[0] - a[-1]))[:-1], rtol=1e-12, atol=0)
     assert float(b[0]) == pytest.approx(float(a[0]), rel=1e-12)  # the first level stays
@@ -100,6 +107,7 @@ def test_a_model_built_on_meta_still_has_its_schedule():
         ({"beta_start": 0.02, "beta_end": 0.01}, "beta_start 0.02, beta_end 0.01"),
         ({"beta_end": 1.0}, "beta_end 1.0"),
         ({"beta_schedule": "sqrt", "zero_terminal_snr": True}, "zero_terminal_snr=False"),
+        ({"beta_start": 1e-20, "beta_end": 1e-20}, "do not ascend to 0; use smaller betas"),  # all are 0 in float64
     ],
 )
 def test_errors_name_the_value_and_the_remedy(params, message):

@@ -12,6 +12,7 @@ import yaml
 
 from ldm.models.diffusion import SPACINGS, NoiseSchedule
 from ldm.models.diffusion.levels import of_sigmas, of_timesteps, spaced
+from ldm.models.diffusion.spacing import ending_in_zero
 
 SCHEDULE = NoiseSchedule()
 OVER_T = ("uniform", "legacy", "trailing", "linspace", "sgm_uniform", "simple", "quad", "beta")
@@ -243,6 +244,16 @@ def test_sigma_min_and_sigma_max_are_the_ends(spacing):
     assert float(spaced(SCHEDULE, 1, spacing, sigma_max=14.615)[0]) == pytest.approx(14.615)  # 14.6146, rounded
 
 
+def test_the_timesteps_of_align_your_steps():
+    """Those that diffusers has as AysSchedules."""
+    published = {
+        "align_your_steps": [999, 850, 736, 645, 545, 455, 343, 233, 124, 24],
+        "align_your_steps_xl": [999, 845, 730, 587, 443, 310, 193, 116, 53, 13],
+    }
+    for spacing, expected in published.items():
+        assert timesteps(spacing, 10) == pytest.approx(expected, abs=1e-9)
+
+
 PUBLISHED = {
     "align_your_steps": [14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152],
     "align_your_steps_xl": [14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113],
@@ -293,6 +304,10 @@ def test_lists_are_visited_as_given():
     assert of_sigmas(SCHEDULE, [14.6, 7, 3.5]).tolist() == [14.6, 7, 3.5, 0]
     assert torch.equal(of_sigmas(SCHEDULE, (14.6, 7, 3.5, 0)), of_sigmas(SCHEDULE, (14.6, 7, 3.5)))
     assert of_sigmas(SCHEDULE, [14.615, 1e-4])[0] == 14.615
+    assert of_sigmas(SCHEDULE, [5, 0]).tolist() == of_sigmas(SCHEDULE, [5]).tolist() == [5, 0]
+    highest = float(SCHEDULE.sigmas[-1]) * 1.001
+    assert of_sigmas(SCHEDULE, [highest])[0] == highest
+    assert float(spaced(SCHEDULE, 2, "karras", sigma_max=highest)[0]) == pytest.approx(highest, rel=1e-12)
     assert of_sigmas(NoiseSchedule(zero_terminal_snr=True), [2.0**16, 1]).tolist() == [2**16, 1, 0]
     levels = of_timesteps(SCHEDULE, (999, 850, 24.5, 0))
     assert torch.equal(levels[[0, 1, 3]], SCHEDULE.sigmas[[999, 850, 0]]) and levels[-1] == 0 and levels.shape == (5,)
@@ -368,6 +383,9 @@ def test_levels_that_come_out_equal_are_refused():
         spaced(SCHEDULE, 1000, "polyexponential", rho=50.0)
     with pytest.raises(ValueError, match="1000 noise levels from 5 to 5 come out equal"):
         spaced(SCHEDULE, 1000, "karras", sigma_min=5 - 1e-15, sigma_max=5.0)
+    for levels in ([math.inf, 1.0], [1.0, 0.0], [2.0, 3.0, 1.0], [math.nan]):
+        with pytest.raises(ValueError, match="come out equal"):
+            ending_in_zero(torch.tensor(levels))
     for rho in (0.1, 100.0):
         check(spaced(SCHEDULE, 1000, "karras", rho=rho), SCHEDULE, 1000)
 

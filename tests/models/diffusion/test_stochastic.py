@@ -100,6 +100,17 @@ def test_lcm_is_the_identity_at_the_first_training_level(normal):
     torch.testing.assert_close(step.x, x / (1 + sigma**2).sqrt())
 
 
+def test_tcd_without_noise_is_ddim_between_timesteps_too(mixture, normal, error, last):
+    x, sigmas = normal("x") * 14, karras(9)
+    assert (
+        error(
+            last(tcd(mixture, x, sigmas, noise=no_noise, eta=0.0)),
+            last(SAMPLERS["ddim"][0](mixture, x, sigmas, noise=no_noise)),
+        )
+        < 1e-12
+    )
+
+
 @pytest.mark.parametrize("name", ["lcm", "tcd"])
 def test_the_schedule_says_what_a_timestep_is(name, mixture, normal, noise, error, last):
     sigmas, other = SPACINGS["trailing"](SCHEDULE, 4), NoiseSchedule("linear", 0.0015, 0.0195)
@@ -361,14 +372,14 @@ def test_no_digits_are_lost_in_float32_from_zero_snr_down(name, mixture, last):
     assert float((single - double).norm() / double.norm()) < 2e-4
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("lcm", "tcd")])
+@pytest.mark.parametrize("name", [*(name for name in NAMES if name not in ("lcm", "tcd")), "dpm_fast", "dpm_adaptive"])
 def test_s_noise_scales_all_noise(name, mixture, normal, last):
-    x, sigmas = normal("x") * 14, karras(6)
+    x, sigmas, options = normal("x") * 14, karras(6), {} if name in NAMES else {"eta": 1.0}
     draw = lambda x, sigma, sigma_next: normal(f"{sigma:.3f} {sigma_next:.3f}")  # noqa: E731
-    scaled = last(SAMPLERS[name][0](mixture, x, sigmas, noise=draw, s_noise=1.1))
-    louder = last(SAMPLERS[name][0](mixture, x, sigmas, noise=lambda *a: 1.1 * draw(*a)))
+    scaled = last(SAMPLERS[name][0](mixture, x, sigmas, noise=draw, s_noise=1.1, **options))
+    louder = last(SAMPLERS[name][0](mixture, x, sigmas, noise=lambda *a: 1.1 * draw(*a), **options))
     torch.testing.assert_close(scaled, louder, rtol=1e-12, atol=1e-12)
-    none = last(SAMPLERS[name][0](mixture, x, sigmas, noise=no_noise, s_noise=0.0))
+    none = last(SAMPLERS[name][0](mixture, x, sigmas, noise=no_noise, s_noise=0.0, **options))
     assert not torch.allclose(none, scaled)
 
 
