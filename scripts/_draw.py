@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from _device import find_device
+from _device import default_precision, find_device
 from _guidance import make_guidance
 from _manifest import Job
 from _options import REFINE_AT
@@ -170,7 +170,7 @@ def _autocast(device: str, precision: str) -> AbstractContextManager[Any]:
 def choose_device(options: argparse.Namespace) -> tuple[str, str]:
     """(device, precision), said aloud; ValueError if the one asked for is not there."""
     device = find_device(options.device)
-    precision = options.precision or ("full" if device == "cpu" or options.backend != "torch" else "fp16")
+    precision = options.precision or ("full" if options.backend != "torch" else default_precision(device))
     name = f" ({torch.cuda.get_device_name()})" if device == "cuda" else ""
     by = ", chosen by auto" if options.device == "auto" else ""
     print(f"device: {device}{name}{by}; precision: {precision}")
