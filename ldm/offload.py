@@ -16,15 +16,13 @@ class Offload:
 
     def __init__(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
-        self._weights: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {}  # a part's tensors, and their values at home
         self._inside: nn.Module | None = None
+        self._home: list[tuple[Tensor, Tensor]] = []  # tensors of the part inside, and their values on the CPU
 
     def join(self, model: LatentDiffusion) -> None:
         """A model on the CPU: its three large parts take turns from now on, the others go to the device for good."""
         model.offload = self
         turns = (model.text_encoder, model.unet, model.autoencoder)
-        for part in turns:
-            self._weights[part] = [(tensor, tensor.data) for tensor in (*part.parameters(), *part.buffers())]
         for child in model.children():
             if child not in turns:
                 child.to(self.device)
@@ -35,8 +33,9 @@ class Offload:
         """To the device, and what was there away."""
         if part is self._inside:
             return
-        for tensor, home in self._weights.get(self._inside, ()) if self._inside is not None else ():
+        for tensor, home in self._home:
             tensor.data = home
-        for tensor, home in self._weights[part]:
+        self._home = [(tensor, tensor.data) for tensor in (*part.parameters(), *part.buffers())]
+        for tensor, home in self._home:
             tensor.data = home.to(self.device, copy=True)
         self._inside = part

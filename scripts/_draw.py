@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from _device import find_device
+from _device import default_precision, find_device
 from _fit import Choice, fit, tiled
 from _guidance import make_guidance
 from _manifest import Job
@@ -133,11 +133,11 @@ def _models(
     autoguide = _load_autoguide(options, str(model.device), dtype)
     models = [one for one in (model, refiner.model if refiner is not None else None, autoguide) if one is not None]
     model.autoencoder = tiled(model.autoencoder, choice.tile, choice.exact)
-    hasten(options, models)
     if home != device:
         turns = Offload(device)
         for one in models:
             turns.join(one)
+    hasten(options, models)
     return model, refiner, autoguide
 
 
@@ -183,7 +183,7 @@ def _autocast(device: str, precision: str) -> AbstractContextManager[Any]:
 def choose_device(options: argparse.Namespace) -> tuple[str, str]:
     """(device, precision), said aloud; ValueError if the one asked for is not there."""
     device = find_device(options.device)
-    precision = options.precision or ("full" if device == "cpu" or options.backend != "torch" else "fp16")
+    precision = options.precision or ("full" if options.backend != "torch" else default_precision(device))
     name = f" ({torch.cuda.get_device_name()})" if device == "cuda" else ""
     by = ", chosen by auto" if options.device == "auto" else ""
     print(f"device: {device}{name}{by}; precision: {precision}")

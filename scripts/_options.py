@@ -173,7 +173,7 @@ MODEL: tuple[Option, ...] = (
     ("--f", whole(1, 1024), "N", "downsampling factor; checked against the model"),
     ("--device", one_of("auto", "cpu", "cuda", "mps"), "NAME", "auto, cpu, cuda, mps (auto)"),
     ("--backend", one_of(*BACKENDS), "NAME", "what computes the networks: torch, or of an ONNX folder onnx, tensorrt"),
-    ("--precision", one_of(*PRECISIONS), "NAME", f"{', '.join(PRECISIONS)} (fp16 on a GPU, else full)"),
+    ("--precision", one_of(*PRECISIONS), "NAME", f"{', '.join(PRECISIONS)} (fp16 on a GPU, else bf16 or full)"),
     ("--attention", one_of(*ATTENTION), "NAME", f"kernel of attention: {', '.join(ATTENTION)} (auto: torch chooses)"),
     ("--compile", True, None, "compile the UNet's blocks first: minutes for a large one, kept in ~/.cache/ldm/kernels"),
 )

@@ -31,6 +31,11 @@ def timestep_embedding(
     return F.pad(torch.cat(waves, dim=1), (0, dim % 2))  # (B, dim), the last of an odd number 0
 
 
+def silu(x: Tensor) -> Tensor:
+    """SiLU of a tensor that nobody else holds: in place where no gradient is asked for."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
 class Embedding(nn.Module):
     """Two linear layers that turn a vector (B, in_dim) into the res-blocks' embedding (B, dim)."""
 
@@ -40,7 +45,7 @@ class Embedding(nn.Module):
         self.linear_2 = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear_2(F.silu(self.linear_1(x)))
+        return self.linear_2(silu(self.linear_1(x)))
 
 
 def same(x: Tensor, size: Size | None) -> Tensor:
@@ -91,11 +96,11 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor | None = None, size: Size | None = None) -> Tensor:
-        h = F.silu(self.norm1(x))
+        h = silu(self.norm1(x))
         h, x = self.resize(h, size), self.resize(x, size)  # (B, in_channels, H, W), its new size
         h = self.conv1(h)  # (B, out_channels, H, W)
         h = self.norm2(h) if emb is None else self.normalise(h, self.time_emb_proj(F.silu(emb))[:, :, None, None])
-        h = self.conv2(self.dropout(F.silu(h)))
+        h = self.conv2(self.dropout(silu(h)))
         return self.conv_shortcut(x) + h
 
     def normalise(self, h: Tensor, emb: Tensor) -> Tensor:

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.modules.attention import AttentionBlock, NoAttention, group_norm
-from ldm.modules.blocks import Downsample, MidBlock, Modules, ResnetBlock, Upsample
+from ldm.modules.blocks import Downsample, MidBlock, Modules, ResnetBlock, Upsample, silu
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ class Encoder(nn.Module):
         for block in self.down_blocks:
             x = block(x)  # (B, widths[level], H/2, W/2); the last keeps its size
         x = self.mid_block(x)  # (B, widths[-1], h, w)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))  # (B, out_channels, h, w)
+        return self.conv_out(silu(self.conv_norm_out(x)))  # (B, out_channels, h, w)
 
 
 class Decoder(nn.Module):
@@ -122,4 +121,4 @@ class Decoder(nn.Module):
         x = self.mid_block(x)
         for block in self.up_blocks:
             x = block(x)  # (B, widths[level], 2h, 2w); the last keeps its size
-        return self.conv_out(F.silu(self.conv_norm_out(x)))  # (B, out_channels, H, W)
+        return self.conv_out(silu(self.conv_norm_out(x)))  # (B, out_channels, H, W)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, TypeVar
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.config import register
@@ -26,6 +25,7 @@ from ldm.modules.blocks import (
     doubled,
     halved,
     same,
+    silu,
     timestep_embedding,
     zero,
 )
@@ -255,7 +255,7 @@ class UNet(nn.Module):
             x = block(x, own, emb, context, size)  # (B, C_level, h / 2^level, w / 2^level), then doubled
 
         # out
-        return self.conv_out(F.silu(self.conv_norm_out(x)))  # (B, out_channels, h, w)
+        return self.conv_out(silu(self.conv_norm_out(x)))  # (B, out_channels, h, w)
 
     def embed(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         """The timestep's embedding, plus that of y, in the dtype of x."""

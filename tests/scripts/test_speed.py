@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +82,28 @@ def test_no_compiler_is_one_sentence(txt2img: Run, capsys: Capture, monkeypatch:
         capsys.readouterr().err
         == "error: --compile: torch finds no C++ compiler; install g++, or leave --compile out\n"
     )
+
+
+ROOT = Path(__file__).parents[2]
+MAP = """
+import resource, sys, torch
+sys.path.insert(0, "scripts")
+from _speed import keep_freed_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(1 << 24).add_(1)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+faults()
+mapped = faults()
+print(keep_freed_memory())
+faults()
+print(mapped > 4 * faults() or mapped == 0)
+"""
+
+
+def test_freed_memory_is_kept_for_the_next_tensor() -> None:
+    out = subprocess.run([sys.executable, "-c", MAP], capture_output=True, text=True, check=True, cwd=ROOT)
+    on_linux = sys.platform.startswith("linux")
+    assert out.stdout.split() == ([str(on_linux), "True"] if on_linux else ["False", out.stdout.split()[1]])

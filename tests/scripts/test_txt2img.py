@@ -393,14 +393,43 @@ def test_mistakes_get_one_sentence_and_status_2(
 
 
 def test_no_gpu_is_one_sentence(txt2img: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert txt2img(*DRAW, "--device", "cuda") == 2
     assert "--device cuda: torch" in capsys.readouterr().err
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr("_device.multiplies_bfloat16", lambda: False)
     assert txt2img(*DRAW, "--device", "auto") == 0
     assert "device: cpu, chosen by auto; precision: full" in capsys.readouterr().out
+
+
+def test_bfloat16_by_default_where_the_processor_has_it(
+    txt2img: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("_device.multiplies_bfloat16", lambda: True)
+    assert txt2img(*DRAW) == 0
+    assert "precision: bf16" in capsys.readouterr().out
+    assert read_request("outputs/00000-0.png")["dtype"] == "bfloat16"
+    monkeypatch.setattr("_device.multiplies_bfloat16", lambda: False)
+    assert txt2img("--reproduce", "outputs/00000-0.png", "--outdir", "again") == 0  # in bfloat16, slow as it may be
+
+
+@pytest.mark.parametrize(("precision", "packed"), [("full", True), ("bf16", True), ("autocast", False)])
+def test_networks_are_packed_for_a_cpu(
+    txt2img: Run, monkeypatch: pytest.MonkeyPatch, precision: str, packed: bool
+) -> None:
+    from ldm.models.latent_diffusion import LatentDiffusion
+    from ldm.modules.packed import Packed
+
+    decode, seen = LatentDiffusion.decode, []
+
+    def spy(model: LatentDiffusion, z: torch.Tensor) -> torch.Tensor:
+        parts = model.unet, model.autoencoder, model.text_encoder
+        seen.append([any(isinstance(module, Packed) for module in part.modules()) for part in parts])
+        return decode(model, z)
+
+    monkeypatch.setattr(LatentDiffusion, "decode", spy)
+    assert txt2img(*DRAW, "--precision", precision) == 0
+    assert seen == [[packed, packed, False]]
 
 
 def test_a_plugin_runs_before_the_model_is_built(txt2img: Run, capsys: Capture) -> None:

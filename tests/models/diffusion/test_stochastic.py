@@ -100,6 +100,14 @@ def test_lcm_is_the_identity_at_the_first_training_level(normal):
     torch.testing.assert_close(step.x, x / (1 + sigma**2).sqrt())
 
 
+def test_lcm_keeps_a_little_of_x_at_the_second_training_level(normal):
+    """Where t is 1, counted 10: c_skip is (1/4) / (10² + 1/4)."""
+    x, sigma = normal("x"), SCHEDULE.sigmas[1]
+    (step,) = lcm(lambda x, sigma: x * 0 + 5, x, torch.stack([sigma, sigma * 0]), noise=no_noise)
+    kept = 0.25 / 100.25 * x / (1 + sigma**2).sqrt()
+    torch.testing.assert_close(step.x - 10 / 100.25**0.5 * 5, kept, rtol=1e-9, atol=1e-12)
+
+
 def test_tcd_without_noise_is_ddim_between_timesteps_too(mixture, normal, error, last):
     x, sigmas = normal("x") * 14, karras(9)
     assert (
