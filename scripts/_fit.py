@@ -61,7 +61,7 @@ class Choice:
             yield f"          autoencoder in {'exact ' * self.exact}tiles of {self.tile} pixels"
         if self.offload:
             yield "          text encoder, network and autoencoder take turns on the device"
-        if self.tile or self.offload:
+        if self.needs and (self.tile or self.offload):
             yield f"          {gigabytes(self.needs)} in all then"
 
 

@@ -42,6 +42,7 @@ WITH_TORCH = {  # options that only torch's networks have, and what else to do
     "compile": "onnxruntime compiles a graph as it loads it",
     "attention": "onnxruntime chooses its kernels itself",
     "offload": "onnxruntime holds the graphs",
+    "tile": "exported autoencoders are run whole",
     "exact_tiles": "they run a network layer by layer, and a graph is one piece",
     "clip_skip": "a graph gives the family's own states",
 }
