@@ -44,7 +44,7 @@ class Told(NamedTuple):
         if self.uncond is None or self.scripts is not None:
             return False
         pairs = [(getattr(self.cond, field.name), getattr(self.uncond, field.name)) for field in fields(Conditioning)]
-        return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)
+        return all(_is_same(a, b) for a, b in pairs)
 
     def heard_by(self, denoiser: ConditionalDenoise) -> ConditionalDenoise:
         """A denoiser that understands them."""
@@ -186,3 +186,8 @@ def interpolate(a: Conditioning, b: Conditioning, t: float, way: Literal["lerp",
             raise ValueError(f"there is nothing between conditionings whose {field.name} is {shapes}; give equal ones")
         mixed.append(None if x is None else torch.lerp(x, y, t) if way == "lerp" else slerp(x, y, t, dim=-1))
     return Conditioning(*mixed)
+
+
+def _is_same(a: Tensor | None, b: Tensor | None) -> bool:
+    """On the meta device, where there are no numbers to compare, a tensor is the same as itself alone."""
+    return a is b or (a is not None and b is not None and not a.is_meta and torch.equal(a, b))

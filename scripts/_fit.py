@@ -165,7 +165,7 @@ def choose(
     """
     plain, model, free = asked(options, len(items)), found.model, free_memory(device)
     size = _size(options, model, pictures)
-    is_known = options.backend == "torch" and model.low_resolution is None and model.image_augmentation is None
+    is_known = options.backend == "torch" and model.low_resolution is None
     if size is None or free is None or not is_known:
         return plain
     for network in (model.unet, model.text_encoder):

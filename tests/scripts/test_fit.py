@@ -57,12 +57,11 @@ def test_what_does_not_fit_is_moved_and_cut(chosen: Chosen) -> None:
         ways = list(product((0, 32, 16), turns))
         needs = [demand.of(tile, tile > 0, offload, 1) for tile, offload in ways]
         assert needs[0] > needs[1] >= min(needs) == needs[-1]  # this network works harder than its decoder does on 32
-        for need in needs:
+        for need in set(needs):
             choice, _ = chosen(int(need / _fit.SHARE) + 1, device)
             first = next(i for i, other in enumerate(needs) if other <= need)
             assert (choice.tile, choice.offload, choice.fits) == (*ways[first], True)
             assert choice.exact == (choice.tile > 0)
-        assert first == 1  # the last need is the second way's, too
     choice, _ = chosen(int(demand.of(16, True, True, 1) / _fit.SHARE) - 1000, "cuda")
     assert (choice.tile, choice.offload, choice.fits) == (16, True, False)
     assert "may be too much" in choice.said(_fit.Choice())
