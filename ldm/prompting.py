@@ -40,15 +40,19 @@ class Told(NamedTuple):
 
     @property
     def is_led_from_itself(self) -> bool:
-        """Whether guidance would lead away from what it leads to. (Of scripts this is not asked.)"""
+        """Whether guidance would lead away from what it leads to. Of scripts this is not asked; no for meta tensors."""
         if self.uncond is None or self.scripts is not None:
             return False
         pairs = [(getattr(self.cond, field.name), getattr(self.uncond, field.name)) for field in fields(Conditioning)]
-        return all(a is b or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)
+        return all(a is b or _are_equal(a, b) for a, b in pairs)
 
     def heard_by(self, denoiser: ConditionalDenoise) -> ConditionalDenoise:
         """A denoiser that understands them."""
         return denoiser if self.scripts is None else prompted(denoiser, self.scripts)
+
+
+def _are_equal(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is not None and b is not None and not a.is_meta and torch.equal(a, b)
 
 
 def reader(model: LatentDiffusion, framing: Framing | None = None, clip_skip: int = 1) -> Read:

@@ -121,7 +121,7 @@ def test_img2img_inpaint_and_their_pictures(img2img: Run, inpaint: Run, capsys: 
         (("--seed", 4), "--seed was 0, and is 4 here"),
         (("--scale", 4), "--scale was not given, and is [4.0] here"),
         (("--n-samples", 3), "--n-samples was 2, and is 3 here"),
-        (("--neg", "fog"), 'the negative_prompt of picture 1 was not given, and is "fog" here'),
+        (("--neg", "fog"), 'the --negative-prompt of picture 1 was not given, and is "fog" here'),
         (("--from-file", "other.txt"), 'the prompt of picture 2 was "a cone", and is "a cow" here'),
         (("--from-file", "longer.txt"), 'the prompt of picture 4 was "a red cube", and is "a dog" here'),
         (("--skip-grid",), "--skip-grid was not given, and is true here"),
