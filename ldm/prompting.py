@@ -40,15 +40,19 @@ class Told(NamedTuple):
 
     @property
     def is_led_from_itself(self) -> bool:
-        """Whether guidance would lead away from what it leads to. (Of scripts this is not asked.)"""
+        """Whether guidance would lead away from what it leads to. Of scripts this is not asked; no for meta tensors."""
         if self.uncond is None or self.scripts is not None:
             return False
         pairs = [(getattr(self.cond, field.name), getattr(self.uncond, field.name)) for field in fields(Conditioning)]
-        return all(_is_same(a, b) for a, b in pairs)
+        return all(a is b or _are_equal(a, b) for a, b in pairs)
 
     def heard_by(self, denoiser: ConditionalDenoise) -> ConditionalDenoise:
         """A denoiser that understands them."""
         return denoiser if self.scripts is None else prompted(denoiser, self.scripts)
+
+
+def _are_equal(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is not None and b is not None and not a.is_meta and torch.equal(a, b)
 
 
 def reader(model: LatentDiffusion, framing: Framing | None = None, clip_skip: int = 1) -> Read:
@@ -186,8 +190,3 @@ def interpolate(a: Conditioning, b: Conditioning, t: float, way: Literal["lerp",
             raise ValueError(f"there is nothing between conditionings whose {field.name} is {shapes}; give equal ones")
         mixed.append(None if x is None else torch.lerp(x, y, t) if way == "lerp" else slerp(x, y, t, dim=-1))
     return Conditioning(*mixed)
-
-
-def _is_same(a: Tensor | None, b: Tensor | None) -> bool:
-    """On the meta device, where there are no numbers to compare, a tensor is the same as itself alone."""
-    return a is b or (a is not None and b is not None and not a.is_meta and torch.equal(a, b))

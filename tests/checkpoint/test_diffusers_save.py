@@ -180,7 +180,7 @@ def test_the_folder_is_there_whole_or_not_at_all(
     def full_disk(*_: object, **__: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full_disk)
+    monkeypatch.setattr("ldm.checkpoint.diffusers_save.write", full_disk)
     with pytest.raises(OSError, match="no space left"):
         convert(path, tmp_path / "out", layout="diffusers")
     assert list(tmp_path.iterdir()) == [path]

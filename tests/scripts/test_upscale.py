@@ -48,13 +48,14 @@ def upscale(upscaler_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_picture_is_enlarged_and_made_again(upscale: Run, capsys: Capture) -> None:
-    assert upscale("--init-img", "in.png", "--steps", 1, "--noise_level", 7, "--tile", 16) == 0
+    job = ("--init-img", "in.png", "--prompt", "a", "--steps", 1, "--tile", 16)
+    assert upscale(*job, "--noise_level", 7) == 0
     with Image.open("outputs/00000-0.png") as image:
         assert image.size == (38, 22)
     assert read_request("outputs/00000-0.png")["own"] == {"noise_level": 7, "tile": 16}
     assert upscale("--reproduce", "outputs/00000-0.png", "--outdir", "again") == 0
     assert "bit for bit" in capsys.readouterr().out
-    assert upscale("--init-img", "in.png", "--steps", 1, "--noise_level", 70, "--tile", 16, "--prompt", "a") == 0
+    assert upscale(*job, "--noise_level", 70) == 0
     with Image.open("outputs/00000-0.png") as one, Image.open("outputs/00001-0.png") as other:
         assert one.tobytes() != other.tobytes()
 
