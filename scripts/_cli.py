@@ -11,6 +11,7 @@ import re
 import secrets
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import _installed  # noqa: F401
 from _kinds import MAX_SEED, check_new_folder
 from _options import COMMANDS, ELSEWHERE, OWN_DEFAULTS, PARTS, PICTURES, WITH_TORCH, WORDLESS, own_model
 from _parser import Usage, as_typed, make_parser
+from _ranks import launched
 from _settings_file import with_settings
 
 from ldm.names import find_sampler, find_spacing
@@ -32,7 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "backend": "torch",
     "outdir": "outputs",
 }
-WITH_REPRODUCE = {"model", "config", "plugin", "device", *PICTURES, *PARTS, "outdir", "debug", "reproduce"}
+WITH_REPRODUCE = {"model", "config", "plugin", "device", "offload", *PICTURES, *PARTS, "outdir", "debug", "reproduce"}
 REQUIRED = {
     "img2img": ("init_img",),
     "inpaint": ("init_img",),
@@ -49,6 +51,13 @@ NEEDED = {
 def main(command: str, argv: Sequence[str] | None = None) -> int:
     """Run `txt2img`, `img2img`, … with argv (by default the process's own) and say how it went."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    if launched()[0] == 0:
+        return _run(command, argv)
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # the first of several processes speaks for all
+        return _run(command, argv)
+
+
+def _run(command: str, argv: Sequence[str]) -> int:
     try:
         options = parse(command, argv)
         if getattr(options, "explain", False):
@@ -121,6 +130,12 @@ def _check(options: argparse.Namespace) -> None:
             raise Usage(f"--{name.replace('_', '-')}: {NEEDED[name]}")
     if options.command == "upscale" and (options.H is not None or options.W is not None):
         raise Usage("--H and --W: an upscaler draws the picture's size times its factor; leave them out")
+    if options.exact_tiles and options.command == "upscale":
+        raise Usage("--exact-tiles: the picture itself is drawn in tiles here; leave it out")
+    if options.exact_tiles and options.tile is None:
+        raise Usage("--exact-tiles: nothing is cut into tiles; give --tile a size, or let it stand alone, too")
+    if options.from_file == "-" and launched()[1] > 1:
+        raise Usage("--from-file -: standard input has one reader, and here are several processes; name a file")
     if options.save_intermediates and options.skip_save:
         raise Usage("--save-intermediates has nowhere to write with --skip-save; leave one out")
     if options.command not in WORDLESS:

@@ -7,10 +7,12 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from _device import default_precision, find_device
+from _fit import Choice, fit, tiled
 from _guidance import make_guidance
 from _manifest import Job
 from _options import REFINE_AT
@@ -18,6 +20,7 @@ from _outline import outlines
 from _output import Bar, Interrupts, Output
 from _prepare import prepare, read_pictures
 from _profile import profiled
+from _ranks import Ranks
 from _record import DTYPES, check_weights, compare, source, take_over
 from _speed import hasten
 
@@ -27,6 +30,7 @@ from ldm.checkpoint.onnx_folder import load_onnx
 from ldm.generate import Progress, Result, generate
 from ldm.items import Item, make_items, with_scales
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.offload import Offload
 from ldm.png import Folder
 from ldm.refiner import Refiner
 
@@ -54,7 +58,12 @@ NOBODY = Listener()
 
 
 def draw(options: argparse.Namespace, listener: Listener = NOBODY) -> int:
-    """Draw what `options` (from `_cli.parse`) ask for. Returns the exit status."""
+    """Draw what `options` (from `_cli.parse`) ask for; of several processes, a share of it. Returns the exit status."""
+    with Ranks() as ranks:
+        return _draw(ranks.told(options), ranks, listener)
+
+
+def _draw(options: argparse.Namespace, ranks: Ranks, listener: Listener) -> int:
     original = None if options.reproduce is None else take_over(options)
     folder = Folder(options.outdir)
     pictures = read_pictures(options)
@@ -64,12 +73,14 @@ def draw(options: argparse.Namespace, listener: Listener = NOBODY) -> int:
     device, precision = choose_device(options)
     items = asked_items(options)
     job = Job(options, folder, items, device, precision)  # --resume is looked into before a model is loaded
-    if job.is_finished:
+    if ranks.shared(job.is_finished):
         print(f"{job.path}: all of its {len(items)} pictures are there")
         return 0
-    outlines(options)  # what cannot be is said before a weight is read
+    found = outlines(options)  # what cannot be is said before a weight is read
+    choice = ranks.shared(fit(options, found, items, pictures, device, DTYPES[precision]))
+    job.begin(choice.batch_size, choice.tile, choice.exact)
 
-    model, refiner, autoguide = _models(options, device, DTYPES[precision])
+    model, refiner, autoguide = _models(options, choice, device, DTYPES[precision])
     settings, hints = prepare(options, model, pictures)
     made_by = source(options, model, device, precision)
     if original is not None:
@@ -78,30 +89,16 @@ def draw(options: argparse.Namespace, listener: Listener = NOBODY) -> int:
     _tell_what_is_not_read(model, items)
     networks = {"text_encoder": model.text_encoder, "unet": model.unet, "autoencoder": model.autoencoder}
     with (
-        job,
+        ranks.entered(job),
         Interrupts() as interrupts,
-        Bar(settings, job.todo, job.batch_size) as bar,
+        Bar(settings, job.todo, job.batch_size, hidden=ranks.rank > 0) as bar,
         _autocast(device, precision),
         profiled(options.profile, networks, model.device.type, model.dtype),
         pinned(options.attention),
     ):
-        output = Output(options, job, model, settings, made_by, only=None if original is None else original["index"])
-
-        def on_step(progress: Progress) -> None:
-            output.step(progress)
-            bar.step(progress)
-            listener.step(progress)
-
-        drawn = generate(
-            model,
-            job.todo,
-            settings,
-            hints,
-            batch_size=job.batch_size,
-            on_step=on_step,
-            refiner=refiner,
-            autoguide=autoguide,
-        )
+        output = Output(options, job, model, settings, made_by, None if original is None else original["index"], ranks)
+        how = {"batch_size": job.batch_size, "refiner": refiner, "autoguide": autoguide}
+        drawn = generate(model, job.todo, settings, hints, on_step=partial(_step, (output, bar, listener)), **how)
         for place, result in zip(job.places, drawn, strict=True):
             output.picture(result, place)
             bar.picture()
@@ -109,22 +106,38 @@ def draw(options: argparse.Namespace, listener: Listener = NOBODY) -> int:
             if interrupts.asked and result.index == len(result.batch) - 1:
                 break
         output.finish()
-    if interrupts.asked:
+    return _status(options, job, output, interrupts.asked) if ranks.rank == 0 else 130 * interrupts.asked
+
+
+def _step(listeners: Sequence[Output | Bar | Listener], progress: Progress) -> None:
+    for listener in listeners:
+        listener.step(progress)
+
+
+def _status(options: argparse.Namespace, job: Job, output: Output, is_stopped: bool) -> int:
+    if is_stopped:
         more = "; --resume goes on" if job.path else ""
-        print(f"stopped after {bar.pictures} of {len(job.todo)} pictures{more}", file=sys.stderr)
+        print(f"stopped after {output.drawn} of {output.asked} pictures{more}", file=sys.stderr)
         return 130
     return 0 if options.reproduce is None else compare(options.reproduce, output.paths[0])
 
 
 def _models(
-    options: argparse.Namespace, device: str, dtype: torch.dtype
+    options: argparse.Namespace, choice: Choice, device: str, dtype: torch.dtype
 ) -> tuple[LatentDiffusion, Refiner | None, LatentDiffusion | None]:
     """All that a job draws with: the model, what finishes its pictures, and what is led away from."""
     check_backend(options.attention, device, dtype)
-    model = _load(options, device, dtype)
+    home = "cpu" if choice.offload else device
+    model = _load(options, home, dtype)
     refiner = _load_refiner(options, str(model.device), dtype)  # an ONNX model is on the CPU, for torch
     autoguide = _load_autoguide(options, str(model.device), dtype)
-    hasten(options, (model, refiner.model if refiner is not None else None, autoguide))
+    models = [one for one in (model, refiner.model if refiner is not None else None, autoguide) if one is not None]
+    model.autoencoder = tiled(model.autoencoder, choice.tile, choice.exact)
+    if home != device:
+        turns = Offload(device)
+        for one in models:
+            turns.join(one)
+    hasten(options, models)
     return model, refiner, autoguide
 
 

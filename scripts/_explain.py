@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from _draw import asked_items, choose_device
+from _fit import choose
 from _memory import Peak, weight_bytes, without_scores
 from _outline import Outlines, outlines
 from _record import DTYPES
@@ -34,7 +35,9 @@ def explain(options: argparse.Namespace) -> int:
     found = outlines(options)
     items = asked_items(options)
     lines = [*_prompts(found.model, items, found.settings), "", *_levels(found), ""]
-    lines += _work(found, items, options.n_samples, DTYPES[precision], precision == "autocast")
+    choice = choose(options, found, items, {}, device, DTYPES[precision])
+    lines += _work(found, items, choice.batch_size, DTYPES[precision], precision == "autocast")
+    lines += choice.described()
     print("\n".join(lines))
     return 0
 

@@ -29,6 +29,26 @@ def whole(low: int, high: int) -> Callable[[str], int]:
     return convert
 
 
+def count_or_auto(text: str) -> int | str:
+    """ "auto", or how many."""
+    if text == "auto":
+        return text
+    try:
+        return whole(1, 10_000)(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}, or auto") from None
+
+
+def bare(kind: Callable[[str], int], value: int) -> Callable[[str], int]:
+    """An option that may go without a value, and has this one then."""
+
+    def convert(text: str) -> int:
+        return kind(text)
+
+    convert.bare = value  # type: ignore[attr-defined]
+    return convert
+
+
 def number(low: float, high: float, ends: bool = False) -> Callable[[str], float]:
     """With `ends`, low and high may be infinite and are numbers still."""
     span = "a finite number, such as 7.5" if math.isinf(high) else f"{low:g} … {high:g}"

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from _options import PARTS, PICTURES
-from _record import our_version, sha256
+from _record import as_tiled, our_version, sha256
 
 from ldm.checkpoint.load import weights_path
 from ldm.files import claimed
@@ -27,7 +27,14 @@ from ldm.png import Folder, read_request
 
 FORMAT = "ldm job 1"
 GRID_LIMIT = 100  # pictures in one grid; more make several
-ELSEWHERE = {"outdir", "debug", "resume", "reproduce", "explain"}  # options that change nothing in the pictures
+ELSEWHERE = {
+    "outdir",
+    "debug",
+    "resume",
+    "reproduce",
+    "explain",
+    "offload",
+}  # options that change nothing in the pictures
 LISTED = {
     "command",
     "prompt",
@@ -51,6 +58,7 @@ class Job:
         """about: device and precision. With --resume, ValueError for a job that was begun with other options."""
         self.options, self.folder, self.items = options, folder, items
         self.batch_size = options.n_samples  # of a job that is resumed, what it was begun with
+        self._tiles: Tree = {}
         self.path: Path | None = None
         self.digest: str | None = None  # what its pictures tell it by
         self._names: list[str] = []
@@ -60,9 +68,9 @@ class Job:
         self._is_listed = bool(options.reproduce is None and writes and (several or options.resume))
         if options.resume and self._is_listed:
             self._find()
-        self._look()
+        self.look()
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """At what is there already."""
         count, size = len(self.items), self.batch_size
         self.there = {i for i in range(len(self._names)) if self.picture(i).exists()}
@@ -104,17 +112,21 @@ class Job:
 
     def __enter__(self) -> Job:
         if self._is_listed and self.path is None:
-            self._take(self.folder.reserve(self._described))
+            self.take(self.folder.reserve(self._described))
         if self.path is not None:
             try:
                 self._claim.enter_context(claimed(self.folder.path / f".{self.path.stem}.claim"))
             except FileExistsError:
                 raise ValueError(f"--resume: {self.path} is being drawn just now; wait until it is finished") from None
-        self._look()  # again: nobody else draws it any more
+        self.look()  # again: nobody else draws it any more
         return self
 
     def __exit__(self, *_: object) -> None:
         self._claim.close()
+
+    def begin(self, batch_size: int, tile: int, exact_tiles: bool) -> None:
+        """How it is drawn, to be written down; to resume a job is to ask for what is written."""
+        self.batch_size, self._tiles = batch_size, {"tile": tile, "exact_tiles": exact_tiles}
 
     def _described(self, first: int, first_grid: int) -> Tree:
         """The manifest, with the names that begin at these indices."""
@@ -126,6 +138,7 @@ class Job:
             "format": FORMAT,
             "hash": _hash(tree),
             "batch_size": self.batch_size,
+            **self._tiles,
             "threads": torch.get_num_threads(),
             "next": {"": first + len(names) * is_named, "grid-": first_grid + grids},
             "grids": [f"grid-{first_grid + i:05}" for i in range(grids)],
@@ -155,7 +168,7 @@ class Job:
         found = {path: _read(path) for path in sorted(self.folder.path.glob("job-*.json"), reverse=True)}
         same = [path for path, tree in found.items() if tree["hash"] == _hash(wanted)]
         if same:
-            self._take(next((path for path in same if not self._is_over(found[path])), same[0]))
+            self.take(next((path for path in same if not self._is_over(found[path])), same[0]))
             self._check()
             return
         for path in (path for path, tree in found.items() if not self._is_over(tree)):
@@ -167,10 +180,13 @@ class Job:
         names = [*tree["grids"], *(item["name"] for item in tree["items"] if "name" in item)]
         return all((self.folder.path / f"{name}.png").exists() for name in names)
 
-    def _take(self, path: Path) -> None:
+    def take(self, path: Path) -> None:
+        """To be the job of this manifest."""
         tree = _read(path)
         self._names, self._grids = [item["name"] for item in tree["items"] if "name" in item], tree["grids"]
         self.path, self.digest, self.batch_size = path, tree["hash"], int(tree["batch_size"])
+        self.options.batch_size = self.batch_size
+        as_tiled(self.options, tree)
         torch.set_num_threads(max(1, int(tree["threads"])))  # the threads split sums among them
 
     def _check(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -67,3 +68,24 @@ def without_scores(module: nn.Module) -> None:
 
 def weight_bytes(module: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in (*module.parameters(), *module.buffers()))
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes that a job may still take on the device; None where that cannot be found out."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    if device != "cpu":
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+    group = Path("/sys/fs/cgroup")  # a container's limit, which the machine's numbers do not tell of
+    try:
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        lines = (group / "memory.stat").read_text().splitlines()
+        cached = next(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
+    except (OSError, ValueError, StopIteration):  # there is none, or it is "max"
+        return free
+    return max(0, min(free, limit - used + cached))

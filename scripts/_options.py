@@ -5,7 +5,22 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from _kinds import MAX_SIDE, falling, names, number, numbers, one_of, pair, seed, several, side, sides, whole
+from _kinds import (
+    MAX_SIDE,
+    bare,
+    count_or_auto,
+    falling,
+    names,
+    number,
+    numbers,
+    one_of,
+    pair,
+    seed,
+    several,
+    side,
+    sides,
+    whole,
+)
 
 from ldm.names import SAMPLERS, SPACINGS
 
@@ -27,6 +42,8 @@ WITH_TORCH = {  # options that only torch's networks have, and what else to do
     "compile": "onnxruntime compiles a graph as it loads it",
     "attention": "onnxruntime chooses its kernels itself",
     "offload": "onnxruntime holds the graphs",
+    "tile": "exported autoencoders are run whole",
+    "exact_tiles": "they run a network layer by layer, and a graph is one piece",
     "clip_skip": "a graph gives the family's own states",
 }
 FLAGS = {  # the original scripts' own words for a sampler, with the noise levels that it visited there
@@ -136,7 +153,13 @@ GUIDANCE: tuple[Option, ...] = (
 COUNTS: tuple[Option, ...] = (
     ("--n-samples", whole(1, 10_000), "N", "drawn together: N of the prompt, or N prompts of --from-file (1)"),
     ("--n-iter", whole(1, 100_000), "N", "do it all N times, with new seeds (1)"),
+    ("--batch-size", count_or_auto, "N", "drawn together; auto: as many as fit into the memory (--n-samples)"),
 )
+MEMORY: tuple[Option, ...] = (
+    ("--exact-tiles", True, None, "tiles that give the whole's picture, in several times the time"),
+    ("--offload", bool, None, "parts of the model take turns on the GPU (where they do not all fit)"),
+)
+TILED = ("--tile", bare(whole(0, MAX_SIDE), 512), "PX", "autoencoder in tiles, 512 if bare; 0: whole (where it fits)")
 MODEL: tuple[Option, ...] = (
     ("--config", str, "NAME|YAML", "the architecture, for a file that does not say"),
     ("--ema", bool, None, "the averaged UNet or the plain one, where a file has both (plain)"),
@@ -178,6 +201,7 @@ def groups(command: str) -> dict[str, tuple[Option, ...]]:
         "how": HOW,
         "guidance (docs/guidance.md)": GUIDANCE,
         "how many": COUNTS,
+        "memory": MEMORY if command == "upscale" else (TILED, *MEMORY),  # an upscaler has tiles of its own
         "model": (("--model --ckpt", str, "NAME|FILE", f"a model's name or its file ({own_model(command)})"), *MODEL),
         "output": OUTPUT,
         "speed (docs/profiling.md)": RUN,

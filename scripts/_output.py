@@ -12,6 +12,7 @@ from types import FrameType
 from typing import Any
 
 from _manifest import GRID_LIMIT, Job
+from _ranks import Ranks
 from _record import describe
 from PIL import Image
 from tqdm import tqdm
@@ -36,8 +37,10 @@ class Output:
         settings: Settings,
         made_by: dict[str, Any],
         only: int | None,
+        ranks: Ranks,
     ) -> None:
-        """`only`: the place in the batch of the one picture to keep, for --reproduce."""
+        """`only`: the place in the batch of the one picture to keep, for --reproduce. ranks: who share the job."""
+        self.ranks, self.drawn, self.asked = ranks, 0, len(job.todo)
         self.options, self.job, self.model, self.settings, self.only = options, job, model, settings, only
         self.made_by = made_by if job.digest is None else made_by | {"job": job.digest}
         self.paths: list[Path] = []
@@ -61,11 +64,12 @@ class Output:
 
     def picture(self, result: Result, place: int) -> None:
         """Save a finished picture, unless it was there before, and how it came to be."""
+        self.drawn += 1
         if self.only not in (None, result.index):
             return
         if not self.options.skip_save and place not in self.job.there:
             self._save(result, place)
-        if not self.options.skip_grid:
+        if not self.options.skip_grid and (self.ranks.count == 1 or self.options.skip_save):
             self._for_grid[place] = result.image
             if (place + 1) % GRID_LIMIT == 0:
                 self._save_grids()
@@ -79,7 +83,10 @@ class Output:
         self.paths.append(path)
 
     def finish(self) -> None:
-        """Save the grid, and say where everything is."""
+        """Save the grid, and say where everything is; of several processes the first does, when all are done."""
+        self._collect()
+        if self.ranks.rank > 0:
+            return
         self._save_grids()
         for one, many, paths in (
             ("picture", "pictures", self.paths),
@@ -90,6 +97,16 @@ class Output:
                 print(f"{one}: {paths[0]}" if len(paths) == 1 else f"{len(paths)} {many}: {paths[0]} … {paths[-1]}")
         if not self.paths and not self.grids:
             print("nothing was saved")
+
+    def _collect(self) -> None:
+        """What the other processes have drawn is told to the first: pictures by their names, where they have any."""
+        if found := self.ranks.gathered((self.drawn, self.asked, self.paths, self.sheets, self._for_grid)):
+            drawn, asked, paths, sheets, pictures = zip(*found, strict=True)
+            self.drawn, self.asked = sum(drawn), sum(asked)
+            self.paths, self.sheets = sorted(sum(paths, [])), sorted(sum(sheets, []))
+            self._for_grid = {place: image for each in pictures for place, image in each.items()}
+        if self.ranks.count > 1:
+            self.job.look()
 
     def _save_grids(self) -> None:
         """Those of which every picture is here, or on the disk."""
@@ -121,13 +138,14 @@ class Output:
 class Bar:
     """`step 12/30 |████      | 0:05 left, images 1/4`: over all steps of all batches, on stderr."""
 
-    def __init__(self, settings: Settings, items: Sequence[Item], batch_size: int) -> None:
+    def __init__(self, settings: Settings, items: Sequence[Item], batch_size: int, hidden: bool = False) -> None:
         self.pictures, self._total, self._done = 0, len(items), 0
         self._bar = tqdm(
             total=settings.sampled_steps * math.ceil(len(items) / batch_size),
             desc=f"step 0/{settings.sampled_steps}",
             bar_format="{desc} |{bar}| {elapsed} gone, {remaining} left{postfix}",
             dynamic_ncols=True,
+            disable=hidden,
         )
         self._bar.set_postfix_str(f"images 0/{self._total}")
 

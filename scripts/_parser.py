@@ -69,6 +69,8 @@ def make_parser(command: str) -> Parser:
                 add(*names.split(), action="store_true", help=text)
             elif kind is bool:
                 add(*names.split(), action=argparse.BooleanOptionalAction, help=text)
+            elif hasattr(kind, "bare"):
+                add(*names.split(), type=kind, nargs="?", const=kind.bare, metavar=metavar, help=text)
             else:
                 add(*names.split(), type=kind, metavar=metavar, help=text)
     for words, ours in OTHER_WORDS.items():

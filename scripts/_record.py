@@ -22,7 +22,9 @@ from ldm.checkpoint.load import weights_path
 from ldm.checkpoint.onnx_folder import UNET
 from ldm.generate import Result
 from ldm.items import Item
+from ldm.models.autoencoder import Autoencoder
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.models.tiled_autoencoder import TiledAutoencoder
 from ldm.names import SAMPLERS, SPACINGS
 from ldm.png import parameters_text, read_request, text_chunks
 from ldm.settings import Settings
@@ -64,9 +66,23 @@ def source(options: argparse.Namespace, model: LatentDiffusion, device: str, pre
         "threads": torch.get_num_threads(),
         "attention": options.attention or "auto",
         "compile": options.compile,
+        **tiles_of(model.autoencoder),
         "pictures": {name: {"file": file, "sha256": sha256(file)} for name, file in picture_files(options).items()},
         "own": {name: getattr(options, name) for name in OWN_DEFAULTS[options.command]},
     }
+
+
+def tiles_of(autoencoder: Autoencoder) -> dict[str, Any]:
+    if not isinstance(autoencoder, TiledAutoencoder):
+        return {"tile": 0, "exact_tiles": False}
+    return {"tile": autoencoder.size, "exact_tiles": autoencoder.exact}
+
+
+def as_tiled(options: argparse.Namespace, tree: dict[str, Any]) -> None:
+    """Lets `options` ask for the tiles that are written down there; older pictures and jobs have none."""
+    options.exact_tiles = tree.get("exact_tiles") is True
+    if options.command != "upscale":  # which has tiles of its own
+        options.tile = int(tree.get("tile", 0))
 
 
 def our_version() -> str:
@@ -183,6 +199,7 @@ def take_over(options: argparse.Namespace) -> dict[str, Any]:
         options.compile = request.get("compile") is True  # pictures made before there was either have neither
         for name in PICTURES:
             setattr(options, name, getattr(options, name, None) or pictures.get(name, {}).get("file"))
+        as_tiled(options, request)
         threads, _ = int(request["threads"]), (items[request["index"]], model["sha256"])
         began_from = {name: str(picture["sha256"]) for name, picture in pictures.items()}
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
@@ -192,7 +209,7 @@ def take_over(options: argparse.Namespace) -> dict[str, Any]:
         if sha256(file) != began_from.get(name):
             option = name.replace("_", "-")
             raise ValueError(f"--{option} {file}: not what {options.reproduce} began from; name that picture")
-    options.n_samples = len(items)  # the same company
+    options.n_samples = options.batch_size = len(items)  # the same company
     options.outdir = options.outdir or "outputs"
     torch.set_num_threads(max(1, threads))  # the threads split sums among them
     return request

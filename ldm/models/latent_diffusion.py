@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,9 @@ from ldm.models.text_encoder import ChunkedTextEncoder
 from ldm.modules import unet as _unet  # noqa: F401  (registers the networks a config may name)
 from ldm.prompt import Passage, parse
 
+if TYPE_CHECKING:
+    from ldm.offload import Offload
+
 
 @register("LatentDiffusion", "ldm.models.diffusion.ddpm.LatentDiffusion")
 class LatentDiffusion(nn.Module):
@@ -43,6 +46,8 @@ class LatentDiffusion(nn.Module):
     image_encoder, image_augmentation: of the picture that unCLIP varies, and how it becomes `y`; None without them.
     depth_estimator: of pictures, for a model that is shown depth; None where depth must be given.
     """
+
+    offload: Offload | None = None  # by which the parts take turns on a device too small for all
 
     def __init__(
         self,
@@ -73,13 +78,17 @@ class LatentDiffusion(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the denoising network is."""
-        return next(self.unet.parameters()).device
+        """Where the denoising network is, or is to be when its turn comes."""
+        return self.offload.device if self.offload is not None else next(self.unet.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """The denoising network's; the autoencoder has its own."""
         return next(self.unet.parameters()).dtype
+
+    def _bring(self, part: nn.Module) -> None:
+        if self.offload is not None:
+            self.offload.bring(part)
 
     @property
     def _like_autoencoder(self) -> Tensor:
@@ -110,6 +119,7 @@ class LatentDiffusion(nn.Module):
         """
         if isinstance(prompts, str):
             raise ValueError(f"condition takes a list of prompts, not the one string {prompts!r}; write [prompt]")
+        self._bring(self.text_encoder)
         states, pooled = self._read(prompts, negative, clip_skip)
         if self.zero_unconditional:
             given = torch.tensor([prompt is not None for prompt in prompts], device=self.device)  # (B,)
@@ -153,11 +163,13 @@ class LatentDiffusion(nn.Module):
 
     def encode(self, image: Tensor) -> Gaussian | Tensor:
         """image (B, 3, H, W) in [-1, 1] -> scaled latents (B, C, h, w): their distribution, or a VQModel's tensor."""
+        self._bring(self.autoencoder)
         with torch.autocast(self.device.type, enabled=False):  # the autoencoder has its own dtype, whatever the UNet's
             return self.autoencoder.encode(image.to(self._like_autoencoder))
 
     def decode(self, z: Tensor) -> Tensor:
         """Scaled latents (B, C, h, w) -> images (B, 3, H, W) in about [-1, 1], in the autoencoder's dtype."""
+        self._bring(self.autoencoder)
         with torch.autocast(self.device.type, enabled=False):
             return self.autoencoder.decode(z.to(self._like_autoencoder))
 
