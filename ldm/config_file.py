@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ldm.files import regular_size
+
 _MAX_BYTES = 1 << 20  # a config is text that somebody wrote; a megabyte is none
 _MAX_DEPTH = 50
 
@@ -26,11 +28,12 @@ def load_config(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ConfigError(f"{path}: larger than {_MAX_BYTES} bytes, which is no config")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        size = regular_size(path)
+        text = path.read_text(encoding="utf-8") if size <= _MAX_BYTES else ""
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as a config ({error}); give the path of a YAML file") from error
+    if size > _MAX_BYTES:
+        raise ConfigError(f"{path}: larger than {_MAX_BYTES} bytes, which is no config; give the path of a YAML file")
     return parse_config(text, str(path))
 
 

@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -69,6 +70,17 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     finally:
         if handle is not None:
             os.close(handle)
+
+
+def regular_size(path: str | Path) -> int:
+    """Bytes in a file. ValueError for a pipe, a device, …, which may have no end, and may never be filled.
+
+    OSError as `stat` has it, and ValueError too for a path that no file can have.
+    """
+    status = os.stat(path)
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise ValueError("it is a pipe or a device, not a file")
+    return status.st_size
 
 
 def write_text(path: str | Path, text: str) -> None:

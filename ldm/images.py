@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from ldm.files import regular_size
+
 if TYPE_CHECKING:
     import torch
 
@@ -75,6 +77,7 @@ def open_image(path: str | Path) -> Image.Image:
     """The file's header as a Pillow picture, not yet decoded. ValueError names the file where it is none of FORMATS."""
     Image.init()
     try:
+        regular_size(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's warning about large pictures: our limit is lower
             return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])

@@ -32,6 +32,7 @@ DEFAULTS: dict[str, Any] = {
     "backend": "torch",
     "outdir": "outputs",
 }
+MAX_PROMPTS = 16 << 20  # bytes of a file of prompts
 WITH_REPRODUCE = {"model", "config", "plugin", "device", *PICTURES, *PARTS, "outdir", "debug", "reproduce"}
 REQUIRED = {
     "img2img": ("init_img",),
@@ -187,13 +188,23 @@ def _check_picture(name: str, file: str) -> None:
 
 
 def _read_prompts(path: str) -> list[str]:
+    from ldm.files import regular_size
+
     try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8-sig")
+        size = 0 if path == "-" else regular_size(path)
+        text = sys.stdin.read(MAX_PROMPTS + 1) if path == "-" else ""
+        if max(size, len(text)) > MAX_PROMPTS:
+            raise Usage(f"--from-file {path}: more than {MAX_PROMPTS:,} bytes of prompts; split it into several files")
+        text = text if path == "-" else Path(path).read_bytes().decode("utf-8-sig")
+    except Usage:
+        raise
     except UnicodeDecodeError as error:
         raise Usage(f"--from-file {path}: byte {error.start} is not UTF-8 text; save it as UTF-8") from error
-    except OSError as error:
-        raise Usage(f"--from-file {path}: cannot be read ({error.strerror}); name a text file") from error
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise Usage(f"--from-file {path}: cannot be read ({why}); name a text file") from error
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")  # no others: a prompt may have U+2028 in it
+    prompts = [line.strip() for line in lines if line.replace("\0", " ").strip()]
     if not prompts:
         raise Usage(f"--from-file {path}: there is no prompt in it; write one a line")
     return prompts

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint import checksums
+from ldm.files import regular_size
 
 _MAX_HEADER = 8 << 20  # bytes of names and shapes; the longest of a published file of this family are 0.4 MB
 _MAX_TENSORS = 20_000  # a published file with both copies of SDXL's UNet would have 5,000
@@ -44,12 +45,13 @@ def read(path: str | Path) -> Weights:
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; give the path of a .safetensors or .ckpt file in it")
     try:
-        size = path.stat().st_size
+        size = regular_size(path)
         with path.open("rb") as file:
             head = file.read(512)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror}); give the path of a .safetensors or .ckpt file"
+            f"{path}: cannot be read ({why}); give the path of a .safetensors or .ckpt file"
         ) from error
     if head.startswith((b"PK\x03\x04", b"\x80\x02")):
         return Weights(_read_pickle(path, is_zip=head.startswith(b"PK")))
