@@ -25,6 +25,7 @@ except ImportError:  # Windows: `sweep` goes by age alone
 
 _STALE = 600.0  # seconds: where there are no locks, an older part of a file has no owner any more
 _OURS = re.compile(r"\..*(\.[0-9a-f]{16}\.part|\d{5,}\.claim)|\.names\.claim")  # leftovers that `sweep` may touch
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -44,6 +45,10 @@ def atomic(path: str | Path, *, exclusive: bool = False) -> Iterator[BinaryIO]:
             os.fsync(handle)
             _link(part, path) if exclusive else os.replace(part, path)
         _sync(path.parent)
+    except OSError as error:
+        if error.errno in _FULL and error.filename is None:  # no system says whose bytes had no room
+            error.filename = str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 

@@ -82,9 +82,9 @@ def open_image(path: str | Path) -> Image.Image:
             warnings.simplefilter("ignore")  # Pillow's warning about large pictures: our limit is lower
             return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: there is no such file") from error
+        raise ValueError(f"{path}: there is no such file; give the path of a picture") from error
     except (IsADirectoryError, PermissionError) as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); give the path of a picture") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: more than the {MAX_PIXELS:,} pixels that are read; scale it down") from error
     except _UNREADABLE as error:

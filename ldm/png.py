@@ -82,8 +82,8 @@ class Folder:
             self.path.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.path).close()
             sweep(self.path)
-        except OSError as error:
-            why = error.strerror
+        except (OSError, ValueError) as error:  # ValueError: NUL in it
+            why = error.strerror if isinstance(error, OSError) else error
             raise ValueError(f"{path}: pictures cannot be written there ({why}); choose another folder") from error
 
     def save(self, image: Image.Image, name: str = "{index:05}", info: PngInfo | None = None) -> Path:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import secrets
@@ -68,9 +69,21 @@ def main(command: str, argv: Sequence[str] | None = None) -> int:
         if "--debug" in argv:
             raise
         mistake = isinstance(error, ValueError)
-        failure = f"failed: {error or type(error).__name__} (--debug shows where)"
-        print(f"error: {as_typed(str(error), command)}" if mistake else failure, file=sys.stderr)
+        failure = f"failed: {_told(error)} (--debug shows where)"
+        said = f"error: {as_typed(str(error), command)}" if mistake else failure
+        print(*map(_short, said.splitlines()), sep="\n", file=sys.stderr)
         return 2 if mistake else 1
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{error.filename}: cannot be written ({error.strerror}); make room: what is finished is kept"
+    return str(error) or type(error).__name__
+
+
+def _short(line: str) -> str:
+    """Without the middle of a value that fills pages."""
+    return line if len(line) <= 900 else f"{line[:500]} … {line[-300:]}"
 
 
 def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
@@ -212,6 +225,8 @@ def _read_prompts(path: str) -> list[str]:
 
 def _check_model_path(option: str, value: str | None) -> None:
     """Names (scenes, sd-v1) are left to ldm.load; what looks like a path must be there."""
+    if value == "":
+        raise Usage(f"--{option.replace('_', '-')} is empty; give the path of a file, or a name")
     is_path = value is not None and (Path(value).suffix != "" or "/" in value or "\\" in value)
     if is_path and not Path(str(value)).exists():
         raise Usage(f"--{option.replace('_', '-')} {value}: there is no such file; give the path of one, or a name")

@@ -64,7 +64,9 @@ def table_of(rows: Sequence[dict[str, Any]]) -> str:
     lines = [f"{'':<24}" + "".join(f"{kind:>20}" for kind in KINDS)]
     found = counts(rows)
     total = {kind: sum(count[kind] for count in found.values()) for kind in KINDS}
-    lines += [f"{name:<24}" + "".join(f"{n:>20}" for n in count.values()) for name, count in {**found, "": total}.items()]
+    lines += [
+        f"{name:<24}" + "".join(f"{n:>20}" for n in count.values()) for name, count in {**found, "": total}.items()
+    ]
     bad = [row for row in rows if row["verdict"] != KINDS[0]]
     lines += [f"{row['class']}: {row['case']}: {row['verdict']}: {row['why']}\n    {row['said'][-300:]}" for row in bad]
     return "\n".join(lines)

@@ -6,6 +6,7 @@ import json
 import pickle
 import pickletools
 import struct
+import warnings
 import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -136,7 +137,11 @@ def _read_pickle(path: Path, *, is_zip: bool) -> dict[str, Tensor]:
     _check_archive(path) if is_zip else _check_old_format(path)
     mapped = is_zip and not path.name.endswith(".safetensors")  # whose name, not whose bytes, torch.load believes
     try:
-        with torch.serialization.safe_globals(_harmless()), path.open("rb") as file:
+        with (
+            torch.serialization.safe_globals(_harmless()),
+            path.open("rb") as file,
+            warnings.catch_warnings(action="ignore"),  # of tensors that are refused below
+        ):
             contents = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError:
         raise CheckpointError(

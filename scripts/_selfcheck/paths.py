@@ -39,7 +39,6 @@ def small_files() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 
 
-
 def cases() -> Iterator[Case]:
     for name, path in FOLDERS.items():
         says = path[:20].replace("\0", "") if "\0" not in path else "a"

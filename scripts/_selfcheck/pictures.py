@@ -76,7 +76,9 @@ READ: dict[str, Contents] = {
     "black and white": partial(picture, mode="1"),
     "16 bits": partial(picture, mode="I;16"),
     "CMYK": partial(picture, "JPEG", "CMYK"),
-    "a turned photograph": lambda: picture("JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0\0\0\0\0"),
+    "a turned photograph": lambda: picture(
+        "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\1\0\x12\1\3\0\1\0\0\0\6\0\0\0\0\0\0\0"
+    ),
     "an animation": lambda: picture("GIF", save_all=True, append_images=[]),
     "one pixel": partial(picture, size=(1, 1)),
     "a strip": partial(picture, size=(400, 2)),
@@ -96,7 +98,9 @@ MASKS: dict[str, tuple[Sequence[str], dict[str, Contents], str]] = {  # the line
 
 
 def cases() -> Iterator[Case]:
-    yield from (broken(f"{kind}, cut at {share:g}", partial(cut, kind, share)) for kind in KINDS for share in (0.3, 0.8))
+    yield from (
+        broken(f"{kind}, cut at {share:g}", partial(cut, kind, share)) for kind in KINDS for share in (0.3, 0.8)
+    )
     yield from (broken(name, contents) for name, contents in REFUSED.items())
     for name, contents in READ.items():
         argv = (*PROMPT, "--init-img", "odd.png", "--H", "32", "--W", "32")

@@ -19,10 +19,9 @@ from _selfcheck.case import Case, miniature, weights
 HANDLED, UNHANDLED, WRONG = "handled", "not handled", "accepted but wrong"
 LIMIT = 10.0  # seconds until a case counts as one that hangs
 MEMORY = 2 << 30  # bytes that a case may add to what importing took
-REMEDY = re.compile(
-    r"; |\bgive\b|\buse\b|\bname\b|\bget it\b|\bsave\b|\bwrite\b|\bchoose\b|\bleave\b|\btake\b|\bconvert\b|\bunpack\b"
-    r"|\bdid you mean\b|\(known: |\bexpected\b|\bonly\b|\bit can be\b|\bask for\b"
-)
+WORDS = "give use name save write choose leave take convert unpack expected only need change".split()
+PHRASES = ("; ", "get it", "such as", "must be", "make room", "did you mean", "(known: ", "it can be", "ask for")
+REMEDY = re.compile("|".join([rf"\b{word}\b" for word in WORDS] + [re.escape(phrase) for phrase in PHRASES]))
 
 
 class Verdict(NamedTuple):
@@ -106,7 +105,8 @@ def call(case: Case, model: Path) -> int:
 
     if case.command not in COMMANDS:
         return int(importlib.import_module(case.command).main(list(case.argv)))
-    common = ["--model", str(model), "--device", "cpu", "--steps", "2", "--outdir", "out"]
+    steps = () if "--reproduce" in case.argv else ("--steps", "2")
+    common = ["--model", str(model), "--device", "cpu", *steps, "--outdir", "out"]
     return main(case.command, [*common, *case.argv])
 
 
@@ -134,6 +134,8 @@ def contents_of(folder: Path) -> dict[str, bytes | str]:
 
 def judge(case: Case, status: int | None, said: str, before: dict[str, bytes | str], here: Path) -> Verdict:
     lines = [line for line in re.split(r"[\r\n]+", said) if line.strip() and not re.match(r"step \d+/\d+ \|", line)]
+    if len(lines) > 1 and all(line.startswith("bad.yaml: ") for line in lines[1:]):
+        lines = [" ".join(lines)]  # a config with several faults: one line for each
     why = ""
     if status is None or status < 0:
         why = "hangs" if status is None else f"ended by signal {-status}"
@@ -152,7 +154,7 @@ def judge(case: Case, status: int | None, said: str, before: dict[str, bytes | s
         why = f"does not name {case.says!r}"
     elif not REMEDY.search(lines[0]):
         why = "no remedy"
-    elif len(lines[0]) > 1000:
+    elif max(map(len, said.splitlines())) > 1000:
         why = f"a sentence of {len(lines[0])} characters"
     elif changed := sorted(name for name, _ in before.items() ^ contents_of(here).items()):
         why = f"written or changed: {', '.join(changed[:3])}"

@@ -177,7 +177,9 @@ def test_no_target_is_imported(tmp_path: Path) -> None:
     assert len(set(TARGETS)) >= 40
     code = """
 sys.path.insert(0, folder)
+import functools, typing
 import ldm.checkpoint.load
+typing.get_type_hints = functools.cache(typing.get_type_hints)  # which evaluates our own annotations, now once
 from ldm.config import ConfigError, build, parse_config
 targets = json.loads(sys.argv[2])
 inner = "target: LatentDiffusion\\nparams:\\n  unet: {target: %s, params: {args: touch it.was_run}}\\n"
@@ -228,7 +230,9 @@ def bombs(folder: Path) -> None:
         (folder / f"{name}.ckpt").write_bytes(zipped(records))
     with zipfile.ZipFile(folder / "deflate.ckpt", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("a/data.pkl", bytes(1 << 29))
-    flood = b"{" + b",".join(b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % i for i in range(140_000)) + b"}"
+    flood = (
+        b"{" + b",".join(b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % i for i in range(140_000)) + b"}"
+    )
     (folder / "flood.safetensors").write_bytes(len(flood).to_bytes(8, "little") + flood)
 
 
