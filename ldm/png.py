@@ -60,10 +60,10 @@ def read_request(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: carries no `{CHUNK}` chunk: not drawn here, or saved again by another program")
     try:
         request = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path}: its `{CHUNK}` chunk is not JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: its `{CHUNK}` chunk is not JSON ({error}); name a picture drawn here") from error
     if not isinstance(request, dict):
-        raise ValueError(f"{path}: its `{CHUNK}` chunk is not a JSON object")
+        raise ValueError(f"{path}: its `{CHUNK}` chunk is not a JSON object; name a picture drawn here")
     return request
 
 

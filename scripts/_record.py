@@ -187,7 +187,9 @@ def take_over(options: argparse.Namespace) -> dict[str, Any]:
         began_from = {name: str(picture["sha256"]) for name, picture in pictures.items()}
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         what = f"{type(error).__name__}: {error}"
-        raise ValueError(f"--reproduce {options.reproduce}: its request is not one of ours ({what})") from error
+        raise ValueError(
+            f"--reproduce {options.reproduce}: its request is not one of ours ({what}); name a picture drawn here"
+        ) from error
     for name, file in picture_files(options).items():
         if sha256(file) != began_from.get(name):
             option = name.replace("_", "-")

@@ -114,7 +114,7 @@ def changed(where: str, value: Any) -> bytes:
 def cases() -> Iterator[Case]:
     config = (*PROMPT, "--config", "bad.yaml")
     for where, value, says in CHANGES:
-        shown = "left out" if value is ABSENT else str(value)[:30]
+        shown = "left out" if value is ABSENT else str(value)[-50:]
         yield Case(f"{where}: {shown}", config, says, {"bad.yaml": changed(where, value)})
     for name, text in TEXTS.items():
         yield Case(name, config, "bad.yaml", {"bad.yaml": text})

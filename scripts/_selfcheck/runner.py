@@ -17,7 +17,7 @@ from typing import NamedTuple
 from _selfcheck.case import Case, miniature, weights
 
 HANDLED, UNHANDLED, WRONG = "handled", "not handled", "accepted but wrong"
-LIMIT = 10.0  # seconds until a case counts as one that hangs
+LIMIT = 120.0  # seconds until a case counts as one that hangs
 MEMORY = 2 << 30  # bytes that a case may add to what importing took
 WORDS = "give use name save write choose leave take convert unpack expected only need change".split()
 PHRASES = ("; ", "get it", "such as", "must be", "make room", "did you mean", "(known: ", "it can be", "ask for")
