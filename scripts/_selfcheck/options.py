@@ -59,7 +59,7 @@ TOGETHER = {  # what is at odds, and what must be named
     "SDXL's crop for a small model": ((*PROMPT, "--crop", "0,0"), "--crop"),
     "a GPU that is not there": ((*PROMPT, "--device", "mps"), "mps"),
     "graphs that are none": ((*PROMPT, "--backend", "onnx"), "miniature"),
-    "reproduce with steps": (("--reproduce", "a.png"), "--reproduce"),
+    "reproduce with steps": (("--reproduce", "a.png", "--steps", "5"), "--reproduce"),
     "cfg-pp with a large scale": ((*PROMPT, "--cfg-pp", "--scale", "7"), "--scale"),
     "a value without its option's": ((*PROMPT, "--scale"), "--scale"),
 }
