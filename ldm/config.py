@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
-from ldm.config_file import ConfigError, load_config, parse_config
+from ldm.config_file import ConfigError, load_config, out_of_range, parse_config
 
 __all__ = ["ConfigError", "build", "check", "load_config", "load_plugin", "parse_config", "register", "registered"]
 
@@ -34,6 +34,7 @@ class _Call:
 
     cls: type
     kwargs: dict[str, Any]
+    path: str
 
 
 def register(name: str, *aliases: str) -> Callable[[C], C]:
@@ -62,7 +63,7 @@ def load_plugin(path: str | Path) -> types.ModuleType:
     """Run a Python file that the user named, so that the classes it registers become targets."""
     path = Path(path)
     if path.suffix != ".py" or not path.is_file():
-        raise ConfigError(f"{path}: a plugin must be an existing .py file")
+        raise ConfigError(f"{path}: a plugin must be an existing .py file; give the path of one")
     name = f"ldm_plugin_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
@@ -72,7 +73,7 @@ def load_plugin(path: str | Path) -> types.ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
-        raise ConfigError(f"{path}: the plugin failed with {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{path}: the plugin failed with {type(error).__name__}: {error}; mend it there") from error
     return module
 
 
@@ -86,16 +87,21 @@ def check(tree: Mapping[str, Any], source: str = "config", expected: Any = Any) 
 
 def build(tree: Mapping[str, Any], source: str = "config", expected: Any = Any) -> Any:
     """Check the whole tree, then construct it, inner nodes first. `expected` is the class the root must be."""
-    return _realise(_plan_checked(tree, source, expected))
+    return _realise(_plan_checked(tree, source, expected), source)
 
 
-def _realise(plan: Any) -> Any:
+def _realise(plan: Any, source: str) -> Any:
     if isinstance(plan, _Call):
-        return plan.cls(**{key: _realise(value) for key, value in plan.kwargs.items()})
+        kwargs = {key: _realise(value, source) for key, value in plan.kwargs.items()}
+        try:
+            return plan.cls(**kwargs)
+        except (ArithmeticError, AssertionError) as error:  # what no check of the class's own foresaw
+            where = f"{source}: {plan.path or plan.cls.__name__}"
+            raise ConfigError(f"{where}: cannot be made of these params ({error}); change them") from error
     if isinstance(plan, dict):
-        return {key: _realise(value) for key, value in plan.items()}
+        return {key: _realise(value, source) for key, value in plan.items()}
     if isinstance(plan, (list, tuple)):
-        return type(plan)(_realise(value) for value in plan)
+        return type(plan)(_realise(value, source) for value in plan)
     return plan
 
 
@@ -171,7 +177,7 @@ def _plan_node(node: Mapping[str, Any], wanted: Any, path: str, faults: list[str
     if not isinstance(params, Mapping):
         faults.append(f"{_join(path, 'params')}: expected a mapping, found {_shown(params)}")
         return None
-    return _Call(cls, _plan_params(cls, params, _join(path, "params"), faults))
+    return _Call(cls, _plan_params(cls, params, _join(path, "params"), faults), path)
 
 
 def _plan_params(cls: type, params: Mapping[str, Any], path: str, faults: list[str]) -> dict[str, Any]:
@@ -186,12 +192,14 @@ def _plan_params(cls: type, params: Mapping[str, Any], path: str, faults: list[s
     for key, value in params.items():
         if key in named or open_ended:
             planned[key] = _plan(value, hints.get(key, Any), _join(path, str(key)), faults)
+            if fault := out_of_range(str(key), value):
+                faults.append(f"{_join(path, str(key))}: {fault}")
         else:
             faults.append(f"{_join(path, str(key))}: unknown key{_nearest(str(key), named)}")
     for key, parameter in named.items():
         if parameter.default is parameter.empty and key not in params:
             near = difflib.get_close_matches(key, [str(k) for k in params if k not in named], n=1)
-            faults.append(f"{_join(path, key)}: missing" + (f"; is {near[0]!r} meant?" if near else ""))
+            faults.append(f"{_join(path, key)}: missing; " + (f"is {near[0]!r} meant?" if near else "give it a value"))
     return planned
 
 

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ldm.files import regular_size
+
 _MAX_BYTES = 1 << 20  # a config is text that somebody wrote; a megabyte is none
 _MAX_DEPTH = 50
+
+_WIDTHS = ("in_channels", "out_channels", "latent_channels", "context_dim", "norm_num_groups", "width", "heads")
+_RANGES = dict.fromkeys(_WIDTHS, (1, 1 << 16)) | {
+    "layers_per_block": (1, 100),
+    "layers": (1, 1000),
+    "head_channels": (1, 1 << 16),
+    "context_length": (1, 1 << 16),
+    "num_timesteps": (1, 1_000_000),
+    "image_size": (8, 8192),
+}
 
 
 class ConfigError(ValueError):
@@ -26,11 +39,12 @@ def load_config(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise ConfigError(f"{path}: larger than {_MAX_BYTES} bytes, which is no config")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        size = regular_size(path)
+        text = path.read_text(encoding="utf-8") if size <= _MAX_BYTES else ""
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as a config ({error}); give the path of a YAML file") from error
+    if size > _MAX_BYTES:
+        raise ConfigError(f"{path}: larger than {_MAX_BYTES} bytes, which is no config; give the path of a YAML file")
     return parse_config(text, str(path))
 
 
@@ -48,7 +62,7 @@ def parse_config(text: str, source: str = "config") -> dict[str, Any]:
         _check_interpolations(OmegaConf.to_container(tree, resolve=False), source)
         plain = OmegaConf.to_container(tree, resolve=True, throw_on_missing=True)
     except (yaml.YAMLError, OmegaConfBaseException, RecursionError, OSError) as error:
-        raise ConfigError(f"{source}: not readable as YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(f"{source}: not readable as YAML: {' '.join(str(error).split())}; mend it there") from error
     assert isinstance(plain, dict)
     return typing.cast("dict[str, Any]", plain)
 
@@ -59,6 +73,16 @@ def yaml_text(tree: Mapping[str, Any]) -> str:
 
     text: str = yaml.safe_dump(json.loads(json.dumps(tree)), sort_keys=False, allow_unicode=True, width=100)
     return text
+
+
+def out_of_range(name: str, value: object) -> str | None:
+    """What is wrong with a number of this name, if anything: networks are made of it before any weight says no."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value} is no finite number; write one"
+    if isinstance(value, int) and not isinstance(value, bool) and name in _RANGES:
+        low, high = _RANGES[name]
+        return None if low <= value <= high else f"{value} is out of range; it can be {low} … {high}"
+    return None
 
 
 def _check_tokens(text: str, source: str) -> None:
@@ -74,7 +98,9 @@ def _check_tokens(text: str, source: str) -> None:
             raise ConfigError(f"{source}: YAML anchors are not read; write the value again, or ${{path.to.it}}")
         depth += isinstance(token, block_starts + flow_starts) - isinstance(token, ends)
         if depth > _MAX_DEPTH:
-            raise ConfigError(f"{source}: nested deeper than {_MAX_DEPTH} levels, which is no config")
+            raise ConfigError(
+                f"{source}: nested deeper than {_MAX_DEPTH} levels, which is no config; give the path of one"
+            )
 
 
 def _check_interpolations(raw: Any, source: str) -> None:
@@ -101,4 +127,6 @@ def _check_interpolations(raw: Any, source: str) -> None:
         for key in target.split("."):
             found = found.get(key) if isinstance(found, dict) else None
         if found is None or isinstance(found, (dict, list)):
-            raise ConfigError(f"{source}: {path}: ${{{target}}} is not the path of a single value")
+            raise ConfigError(
+                f"{source}: {path}: ${{{target}}} is not the path of a single value; write the value itself"
+            )

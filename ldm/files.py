@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ except ImportError:  # Windows: `sweep` goes by age alone
 
 _STALE = 600.0  # seconds: where there are no locks, an older part of a file has no owner any more
 _OURS = re.compile(r"\..*(\.[0-9a-f]{16}\.part|\d{5,}\.claim)|\.names\.claim")  # leftovers that `sweep` may touch
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
@@ -43,6 +45,10 @@ def atomic(path: str | Path, *, exclusive: bool = False) -> Iterator[BinaryIO]:
             os.fsync(handle)
             _link(part, path) if exclusive else os.replace(part, path)
         _sync(path.parent)
+    except OSError as error:
+        if error.errno in _FULL and error.filename is None:  # no system says whose bytes had no room
+            error.filename = str(path)
+        raise
     finally:
         part.unlink(missing_ok=True)
 
@@ -69,6 +75,17 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     finally:
         if handle is not None:
             os.close(handle)
+
+
+def regular_size(path: str | Path) -> int:
+    """Bytes in a file. ValueError for a pipe, a device, …, which may have no end, and may never be filled.
+
+    OSError as `stat` has it, and ValueError too for a path that no file can have.
+    """
+    status = os.stat(path)
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise ValueError("it is a pipe or a device, not a file")
+    return status.st_size
 
 
 def write_text(path: str | Path, text: str) -> None:

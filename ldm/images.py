@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from ldm.files import regular_size
+
 if TYPE_CHECKING:
     import torch
 
@@ -75,13 +77,14 @@ def open_image(path: str | Path) -> Image.Image:
     """The file's header as a Pillow picture, not yet decoded. ValueError names the file where it is none of FORMATS."""
     Image.init()
     try:
+        regular_size(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's warning about large pictures: our limit is lower
             return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
     except FileNotFoundError as error:
-        raise ValueError(f"{path}: there is no such file") from error
+        raise ValueError(f"{path}: there is no such file; give the path of a picture") from error
     except (IsADirectoryError, PermissionError) as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+        raise ValueError(f"{path}: cannot be read ({error.strerror}); give the path of a picture") from error
     except Image.DecompressionBombError as error:
         raise ValueError(f"{path}: more than the {MAX_PIXELS:,} pixels that are read; scale it down") from error
     except _UNREADABLE as error:

@@ -60,10 +60,10 @@ def read_request(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: carries no `{CHUNK}` chunk: not drawn here, or saved again by another program")
     try:
         request = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path}: its `{CHUNK}` chunk is not JSON ({error})") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: its `{CHUNK}` chunk is not JSON ({error}); name a picture drawn here") from error
     if not isinstance(request, dict):
-        raise ValueError(f"{path}: its `{CHUNK}` chunk is not a JSON object")
+        raise ValueError(f"{path}: its `{CHUNK}` chunk is not a JSON object; name a picture drawn here")
     return request
 
 
@@ -82,8 +82,8 @@ class Folder:
             self.path.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=self.path).close()
             sweep(self.path)
-        except OSError as error:
-            why = error.strerror
+        except (OSError, ValueError) as error:  # ValueError: NUL in it
+            why = error.strerror if isinstance(error, OSError) else error
             raise ValueError(f"{path}: pictures cannot be written there ({why}); choose another folder") from error
 
     def save(self, image: Image.Image, name: str = "{index:05}", info: PngInfo | None = None) -> Path:

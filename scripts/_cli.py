@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import secrets
@@ -34,6 +35,7 @@ DEFAULTS: dict[str, Any] = {
     "backend": "torch",
     "outdir": "outputs",
 }
+MAX_PROMPTS = 16 << 20  # bytes of a file of prompts
 WITH_REPRODUCE = {"model", "config", "plugin", "device", "offload", *PICTURES, *PARTS, "outdir", "debug", "reproduce"}
 REQUIRED = {
     "img2img": ("init_img",),
@@ -76,9 +78,21 @@ def _run(command: str, argv: Sequence[str]) -> int:
         if "--debug" in argv:
             raise
         mistake = isinstance(error, ValueError)
-        failure = f"failed: {error or type(error).__name__} (--debug shows where)"
-        print(f"error: {as_typed(str(error), command)}" if mistake else failure, file=sys.stderr)
+        failure = f"failed: {_told(error)} (--debug shows where)"
+        said = f"error: {as_typed(str(error), command)}" if mistake else failure
+        print(*map(_short, said.splitlines()), sep="\n", file=sys.stderr)
         return 2 if mistake else 1
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return f"{error.filename}: cannot be written ({error.strerror}); make room: what is finished is kept"
+    return str(error) or type(error).__name__
+
+
+def _short(line: str) -> str:
+    """Without the middle of a value that fills pages."""
+    return line if len(line) <= 900 else f"{line[:500]} … {line[-300:]}"
 
 
 def parse(command: str, argv: Sequence[str]) -> argparse.Namespace:
@@ -202,13 +216,23 @@ def _check_picture(name: str, file: str) -> None:
 
 
 def _read_prompts(path: str) -> list[str]:
+    from ldm.files import regular_size
+
     try:
-        text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8-sig")
+        size = 0 if path == "-" else regular_size(path)
+        text = sys.stdin.read(MAX_PROMPTS + 1) if path == "-" else ""
+        if max(size, len(text)) > MAX_PROMPTS:
+            raise Usage(f"--from-file {path}: more than {MAX_PROMPTS:,} bytes of prompts; split it into several files")
+        text = text if path == "-" else Path(path).read_bytes().decode("utf-8-sig")
+    except Usage:
+        raise
     except UnicodeDecodeError as error:
         raise Usage(f"--from-file {path}: byte {error.start} is not UTF-8 text; save it as UTF-8") from error
-    except OSError as error:
-        raise Usage(f"--from-file {path}: cannot be read ({error.strerror}); name a text file") from error
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise Usage(f"--from-file {path}: cannot be read ({why}); name a text file") from error
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")  # no others: a prompt may have U+2028 in it
+    prompts = [line.strip() for line in lines if line.replace("\0", " ").strip()]
     if not prompts:
         raise Usage(f"--from-file {path}: there is no prompt in it; write one a line")
     return prompts
@@ -216,6 +240,8 @@ def _read_prompts(path: str) -> list[str]:
 
 def _check_model_path(option: str, value: str | None) -> None:
     """Names (scenes, sd-v1) are left to ldm.load; what looks like a path must be there."""
+    if value == "":
+        raise Usage(f"--{option.replace('_', '-')} is empty; give the path of a file, or a name")
     is_path = value is not None and (Path(value).suffix != "" or "/" in value or "\\" in value)
     if is_path and not Path(str(value)).exists():
         raise Usage(f"--{option.replace('_', '-')} {value}: there is no such file; give the path of one, or a name")

@@ -203,8 +203,8 @@ def take_over(options: argparse.Namespace) -> dict[str, Any]:
         threads, _ = int(request["threads"]), (items[request["index"]], model["sha256"])
         began_from = {name: str(picture["sha256"]) for name, picture in pictures.items()}
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
-        what = f"{type(error).__name__}: {error}"
-        raise ValueError(f"--reproduce {options.reproduce}: its request is not one of ours ({what})") from error
+        what = f"its request is not one of ours ({type(error).__name__}: {error})"
+        raise ValueError(f"--reproduce {options.reproduce}: {what}; name a picture drawn here") from error
     for name, file in picture_files(options).items():
         if sha256(file) != began_from.get(name):
             option = name.replace("_", "-")

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "ldm").rglob("*.py"))
 
 RANKS = [  # a file imports from lower ranks, and from its own entry's folder
-    ["ldm.config_file", "ldm.files", "ldm.names"],
+    ["ldm.files", "ldm.names"],
+    ["ldm.config_file"],
     ["ldm.config", "ldm.finite", "ldm.images", "ldm.noise", "ldm.prompt"],
     ["ldm.png", "ldm.masks"],
     ["ldm.modules"],

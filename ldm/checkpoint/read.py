@@ -6,6 +6,7 @@ import json
 import pickle
 import pickletools
 import struct
+import warnings
 import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint import checksums
+from ldm.files import regular_size
 
 _MAX_HEADER = 8 << 20  # bytes of names and shapes; the longest of a published file of this family are 0.4 MB
 _MAX_TENSORS = 20_000  # a published file with both copies of SDXL's UNet would have 5,000
@@ -44,12 +46,13 @@ def read(path: str | Path) -> Weights:
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; give the path of a .safetensors or .ckpt file in it")
     try:
-        size = path.stat().st_size
+        size = regular_size(path)
         with path.open("rb") as file:
             head = file.read(512)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
         raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror}); give the path of a .safetensors or .ckpt file"
+            f"{path}: cannot be read ({why}); give the path of a .safetensors or .ckpt file"
         ) from error
     if head.startswith((b"PK\x03\x04", b"\x80\x02")):
         return Weights(_read_pickle(path, is_zip=head.startswith(b"PK")))
@@ -134,7 +137,11 @@ def _read_pickle(path: Path, *, is_zip: bool) -> dict[str, Tensor]:
     _check_archive(path) if is_zip else _check_old_format(path)
     mapped = is_zip and not path.name.endswith(".safetensors")  # whose name, not whose bytes, torch.load believes
     try:
-        with torch.serialization.safe_globals(_harmless()), path.open("rb") as file:
+        with (
+            torch.serialization.safe_globals(_harmless()),
+            path.open("rb") as file,
+            warnings.catch_warnings(action="ignore"),  # of tensors that are refused below
+        ):
             contents = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError:
         raise CheckpointError(
