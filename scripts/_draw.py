@@ -15,7 +15,7 @@ from _guidance import make_guidance
 from _manifest import Job
 from _options import REFINE_AT
 from _outline import outlines
-from _output import Bar, Interrupts, Output
+from _output import Bar, Interrupts, Output, note
 from _prepare import prepare, read_pictures
 from _profile import profiled
 from _record import DTYPES, check_weights, compare, source, take_over
@@ -26,6 +26,7 @@ from ldm.checkpoint.load import load
 from ldm.checkpoint.onnx_folder import load_onnx
 from ldm.generate import Progress, Result, generate
 from ldm.items import Item, make_items, with_scales
+from ldm.memory import NotEnoughMemoryError, is_out_of_memory
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.png import Folder
 from ldm.refiner import Refiner
@@ -80,7 +81,7 @@ def draw(options: argparse.Namespace, listener: Listener = NOBODY) -> int:
     with (
         job,
         Interrupts() as interrupts,
-        Bar(settings, job.todo, job.batch_size) as bar,
+        Bar(settings, job.todo) as bar,
         _autocast(device, precision),
         profiled(options.profile, networks, model.device.type, model.dtype),
         pinned(options.attention),
@@ -101,6 +102,7 @@ def draw(options: argparse.Namespace, listener: Listener = NOBODY) -> int:
             on_step=on_step,
             refiner=refiner,
             autoguide=autoguide,
+            notice=note,
         )
         for place, result in zip(job.places, drawn, strict=True):
             output.picture(result, place)
@@ -121,11 +123,16 @@ def _models(
 ) -> tuple[LatentDiffusion, Refiner | None, LatentDiffusion | None]:
     """All that a job draws with: the model, what finishes its pictures, and what is led away from."""
     check_backend(options.attention, device, dtype)
-    model = _load(options, device, dtype)
-    refiner = _load_refiner(options, str(model.device), dtype)  # an ONNX model is on the CPU, for torch
-    autoguide = _load_autoguide(options, str(model.device), dtype)
-    hasten(options, (model, refiner.model if refiner is not None else None, autoguide))
-    return model, refiner, autoguide
+    try:
+        model = _load(options, device, dtype)
+        refiner = _load_refiner(options, str(model.device), dtype)  # an ONNX model is on the CPU, for torch
+        autoguide = _load_autoguide(options, str(model.device), dtype)
+        hasten(options, (model, refiner.model if refiner is not None else None, autoguide))
+        return model, refiner, autoguide
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise NotEnoughMemoryError(f"loading --model {options.model} to {device}") from error
 
 
 def _load(options: argparse.Namespace, device: str, dtype: torch.dtype) -> LatentDiffusion:
