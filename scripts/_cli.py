@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import _installed  # noqa: F401
+from _ending import flushed, full_disk, hushed, terminable
 from _kinds import MAX_SEED, check_new_folder
 from _options import COMMANDS, ELSEWHERE, OWN_DEFAULTS, PARTS, PICTURES, WITH_TORCH, WORDLESS, own_model
 from _parser import Usage, as_typed, make_parser
@@ -49,6 +50,12 @@ NEEDED = {
 def main(command: str, argv: Sequence[str] | None = None) -> int:
     """Run `txt2img`, `img2img`, … with argv (by default the process's own) and say how it went."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    with terminable():
+        status = _main(command, argv)
+    return hushed() if status == 0 and not flushed() else status
+
+
+def _main(command: str, argv: list[str]) -> int:
     try:
         options = parse(command, argv)
         if getattr(options, "explain", False):
@@ -63,11 +70,13 @@ def main(command: str, argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        return hushed()
     except Exception as error:
         if "--debug" in argv:
             raise
         mistake = isinstance(error, ValueError)
-        failure = f"failed: {error or type(error).__name__} (--debug shows where)"
+        failure = f"failed: {full_disk(error) or error or type(error).__name__} (--debug shows where)"
         print(f"error: {as_typed(str(error), command)}" if mistake else failure, file=sys.stderr)
         return 2 if mistake else 1
 
