@@ -85,7 +85,7 @@ class Tracer:
                 weight = None if module is None else _broken_weight(module)
                 self.origin = Origin(place, x.dtype, self.largest, weight=weight)
                 return
-            self.largest, self.dtype = max(self.largest, float(x.abs().max())), x.dtype
+            self.largest, self.dtype = max(self.largest, float(x.detach().abs().max())), x.dtype
 
 
 def _named(name: str, module: nn.Module) -> str:
