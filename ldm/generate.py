@@ -19,20 +19,22 @@ from torch import Tensor
 
 from ldm import images
 from ldm.cuda_graph import constants_of
-from ldm.finite import Watch, check_finite
-from ldm.hints import Hints
+from ldm.finite import NonFiniteError, Origin, Watch
+from ldm.hints import Hints, check_concat
 from ldm.items import Item
+from ldm.memory import free_memory, halving, pixels_of
 from ldm.models.autoencoder import IdentityAutoencoder
 from ldm.models.diffusion import SAMPLERS
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.diffusion.guidance import Away, ConditionalDenoise, edited, guided, masked, switched
 from ldm.models.diffusion.step import Denoise, Step
-from ldm.models.diffusion.tiles import decoded, tiled
+from ldm.models.diffusion.tiles import tiled
 from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.modules.edits import freeu, identity_attention
 from ldm.noise import BrownianNoise, keyed_noise, starting_noise
 from ldm.prompting import Read, Told, reader, tell
+from ldm.provenance import Asked, Tell, origin_of_step, telling
 from ldm.refiner import Refiner
 from ldm.settings import Settings
 
@@ -83,10 +85,14 @@ def generate(
     on_step: OnStep | None = None,
     refiner: Refiner | None = None,
     autoguide: LatentDiffusion | None = None,
+    notice: Tell | None = None,
 ) -> Iterator[Result]:
     """Draws `items`, `batch_size` at a time, each with its own prompts and seed. NonFiniteError, never a black one.
 
+    Where memory runs out, a batch is drawn in halves, and at last a picture decoded in tiles: the same pictures but for
+    the last bits of floats, or for the tiles. NotEnoughMemoryError where that does not help.
     autoguide: a worse model, to lead away from as the settings' guidance says.
+    notice: hears of what was done in another way than asked for, a sentence; None leaves that to the log of `ldm`.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; draw at least 1 picture at a time")
@@ -94,23 +100,65 @@ def generate(
     if autoguide is not None:
         check_concat(autoguide, hints)
     readers: Readers = {}
-    for done in range(0, len(items), batch_size):
-        batch = tuple(items[done : done + batch_size])
-        latents = None if hints.z is None else hints.z.expand(len(batch), -1, -1, -1)
-        seeds, watch = ", ".join(str(item.seed) for item in batch), Watch(model.dtype)
-        for step in sample(model, batch, settings, hints, refiner, autoguide, readers):
-            stage = f"the latent after step {step.i + 1} of {settings.sampled_steps} ({settings.sampler})"
-            watch.see(step.x, f"{stage} of seed {seeds}")
-            if on_step is not None:
-                on_step(Progress(step, settings.sampled_steps, batch, done, len(items)))
-            latents = step.x
-        watch.report()
-        assert latents is not None
+    telling_once, others = telling(notice), (refiner, autoguide, readers)
+
+    def draw(batch: tuple[Item, ...], done: int) -> Tensor:
+        heard = None if on_step is None else lambda step: on_step(Progress(step, steps, batch, done, len(items)))
+        return _latents(model, batch, settings, hints, others, heard)
+
+    steps, used = settings.sampled_steps, (model, None if refiner is None else refiner.model, autoguide)
+    for batch, latents in halving(items, batch_size, draw, partial(free_memory, *used), telling_once):
         for index, item in enumerate(batch):  # one by one: less memory, and the first is saved while the others wait
-            pixels = _decode(model, latents[index : index + 1], hints)  # (1, 3, H, W)
-            check_finite(pixels, f"the autoencoder's decoder of seed {item.seed}", pixels.dtype)
+            stage = f"the autoencoder's decoder of seed {item.seed}"
+            pixels = pixels_of(model, latents[index : index + 1], hints.tiles, stage, telling_once)  # (1, 3, H, W)
             (picture,) = images.to_images(pixels)
             yield Result(picture if hints.finish is None else hints.finish(picture), settings, batch, index)
+
+
+Others = tuple[Refiner | None, LatentDiffusion | None, Readers]
+"""Who draws along, and what was read: as `sample` takes them."""
+
+
+def _latents(
+    model: LatentDiffusion,
+    batch: tuple[Item, ...],
+    settings: Settings,
+    hints: Hints,
+    others: Others,
+    heard: Callable[[Step], object] | None,
+    at_once: bool = False,
+) -> Tensor:
+    """What the steps of a batch end in, (B, C, h, w). NonFiniteError with its origin; at_once: see `Watch`."""
+    latents = None if hints.z is None else hints.z.expand(len(batch), -1, -1, -1)
+    seeds, asked, watch = ", ".join(str(item.seed) for item in batch), Asked(), Watch(model.dtype, at_once)
+    try:
+        for step in sample(model, batch, settings, hints, *others, asked):
+            stage = f"the latent after step {step.i + 1} of {settings.sampled_steps} ({settings.sampler})"
+            watch.see(step.x, f"{stage} of seed {seeds}")
+            if heard is not None:
+                heard(step)
+            asked.calls.clear()
+            latents = step.x
+        watch.report()
+    except NonFiniteError as error:
+        if not at_once and not asked.began_well:  # it was seen when the steps were over: again, to stop at that one
+            _latents(model, batch, settings, hints, others, None, at_once=True)
+        if not asked.began_well or error.origin is not None:
+            raise
+        origin = _origin(model, batch, settings, hints, others, asked)
+        raise NonFiniteError(error.stage, error.dtype, origin) from None
+    assert latents is not None
+    return latents
+
+
+def _origin(
+    model: LatentDiffusion, batch: Sequence[Item], settings: Settings, hints: Hints, others: Others, asked: Asked
+) -> Origin:
+    refiner, autoguide, _ = others
+    networks = {"": model, "refiner": None if refiner is None else refiner.model, "autoguide": autoguide}
+    sigmas = settings.levels(model.schedule)
+    make = partial(_led, model, batch, settings, hints, sigmas, refiner, autoguide, {})  # which reads prompts anew
+    return origin_of_step(networks, make, asked.calls)
 
 
 def sample(
@@ -121,8 +169,10 @@ def sample(
     refiner: Refiner | None = None,
     autoguide: LatentDiffusion | None = None,
     readers: Readers | None = None,
+    asked: Asked | None = None,
 ) -> Iterator[Step]:
     """The steps of one batch: from noise, or at `settings.strength` from `hints.z`. readers: of the whole job.
+    asked: remembers what the denoiser is asked.
 
     Noise alone begins as n * sqrt(sigma^2 + 1), not n * sigma: the network's first input is then n itself, of variance
     1 whichever sigma a spacing begins with, as x_T ~ N(0, 1) in DDPM (algorithm 2) and DDIM. A picture begins as
@@ -144,13 +194,30 @@ def sample(
     if "schedule" in inspect.signature(sampler).parameters:  # it is defined on training timesteps
         options["schedule"] = model.schedule
     readers = {} if readers is None else readers
+    denoise = _led(model, batch, settings, hints, sigmas, refiner, autoguide, readers)
+    if asked is not None:
+        denoise = asked.remembering(denoise)
+    yield from sampler(denoise, x, sigmas, noise=BrownianNoise(seeds), **options)
+
+
+def _led(
+    model: LatentDiffusion,
+    batch: Sequence[Item],
+    settings: Settings,
+    hints: Hints,
+    sigmas: Tensor,
+    refiner: Refiner | None,
+    autoguide: LatentDiffusion | None,
+    readers: Readers,
+) -> Denoise:
+    """What the sampler asks: all models that draw, and what is kept of a picture."""
     denoise = _denoise(model, batch, settings, hints, sigmas, readers, autoguide)
     if refiner is not None:  # which is shown nothing: no refiner takes a hint
         finish = _denoise(refiner.model, batch, settings, NOTHING, sigmas, readers)
         denoise = switched(denoise, finish, refiner.sigma_switch(model))
     if hints.mask is not None and hints.z is not None:
         denoise = masked(denoise, hints.z, hints.mask)
-    yield from sampler(denoise, x, sigmas, noise=BrownianNoise(seeds), **options)
+    return denoise
 
 
 def _denoise(
@@ -215,12 +282,6 @@ def _told(
     )
 
 
-def _decode(model: LatentDiffusion, z: Tensor, hints: Hints) -> Tensor:
-    if hints.tiles is None:
-        return model.decode(z)
-    return decoded(model.decode, z, *hints.tiles, model.autoencoder.downsample_factor)
-
-
 def _shown(
     model: LatentDiffusion, cond: Conditioning, batch: Sequence[Item], hints: Hints, negative: bool = False
 ) -> Conditioning:
@@ -231,21 +292,3 @@ def _shown(
         noise = keyed_noise([item.noise_seed for item in batch], hints.noisy.shape[1:], "noise on the hint")
         cond = model.add_hint(cond, hints.noisy, hints.noise_level, noise.to(hints.noisy), negative=negative)
     return cond.to(model.device, model.dtype)
-
-
-def check_concat(model: LatentDiffusion, hints: Hints) -> None:
-    """ValueError where the network is to be shown something else beside the latent than what it was trained with."""
-    takes, given = model.concat_channels, 0 if hints.concat is None else hints.concat.shape[1]
-    if hints.noisy is not None and model.low_resolution is not None:  # an embedding under noise is no channel
-        given += hints.noisy.shape[1] * model.low_resolution.fold**2
-    if takes is None or takes == given:
-        return
-    ways = {
-        0: "draw with scripts/txt2img.py or scripts/img2img.py (ldm.txt2img, ldm.img2img)",
-        1: "it takes a depth map: draw with scripts/depth2img.py (ldm.depth2img)",
-        model.autoencoder.latent_channels + 1: "it takes a mask: draw with scripts/inpaint.py (ldm.inpaint)",
-    }
-    way = ways.get(takes, "give them as Hints.concat")
-    if model.low_resolution is not None:
-        way = "it takes a small picture: enlarge with scripts/upscale.py"
-    raise ValueError(f"this model's network takes {takes} channels beside the latent, and here are {given}; {way}")

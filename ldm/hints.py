@@ -18,6 +18,7 @@ from ldm.finite import check_finite
 from ldm.masks import Canvas
 from ldm.models.framing import check_level
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.provenance import autoencoded, telling
 from ldm.settings import Settings
 
 
@@ -187,7 +188,27 @@ def encode(model: LatentDiffusion, image: Image.Image) -> Tensor:
 
 def _encode(model: LatentDiffusion, pixels: Tensor) -> Tensor:
     """pixels (1, 3, H, W) in [-1, 1]."""
-    posterior = model.encode(pixels)
-    z = posterior if isinstance(posterior, Tensor) else posterior.mode()
-    check_finite(z, "the autoencoder's encoder", z.dtype)
-    return z.float()
+
+    def mean() -> Tensor:
+        posterior = model.encode(pixels)
+        return posterior if isinstance(posterior, Tensor) else posterior.mode()
+
+    return autoencoded(model, mean, "the autoencoder's encoder", telling(None)).float()
+
+
+def check_concat(model: LatentDiffusion, hints: Hints) -> None:
+    """ValueError where the network is to be shown something else beside the latent than what it was trained with."""
+    takes, given = model.concat_channels, 0 if hints.concat is None else hints.concat.shape[1]
+    if hints.noisy is not None and model.low_resolution is not None:  # an embedding under noise is no channel
+        given += hints.noisy.shape[1] * model.low_resolution.fold**2
+    if takes is None or takes == given:
+        return
+    ways = {
+        0: "draw with scripts/txt2img.py or scripts/img2img.py (ldm.txt2img, ldm.img2img)",
+        1: "it takes a depth map: draw with scripts/depth2img.py (ldm.depth2img)",
+        model.autoencoder.latent_channels + 1: "it takes a mask: draw with scripts/inpaint.py (ldm.inpaint)",
+    }
+    way = ways.get(takes, "give them as Hints.concat")
+    if model.low_resolution is not None:
+        way = "it takes a small picture: enlarge with scripts/upscale.py"
+    raise ValueError(f"this model's network takes {takes} channels beside the latent, and here are {given}; {way}")

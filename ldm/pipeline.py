@@ -13,6 +13,7 @@ from ldm import hints, images, masks
 from ldm.generate import OnStep, Result, generate
 from ldm.items import Item, make_items, with_scales
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.provenance import Tell
 from ldm.refiner import Refiner, check_autoguide
 from ldm.settings import Settings, Wishes, check_second, resolve
 from ldm.sizes import canvas_size, picture_size
@@ -33,6 +34,7 @@ class Options(Wishes, total=False):
     batch_size: int  # drawn together: 4
     on_step: OnStep | None  # called after each step
     refiner: Refiner | None  # a second model for the last of the noise levels
+    notice: Tell | None  # hears, in a sentence, of what was done in another way than asked for; None: the log of `ldm`
 
 
 def txt2img(model: LatentDiffusion, prompt: str | Sequence[str], **options: Unpack[Options]) -> Iterator[Result]:
@@ -197,6 +199,7 @@ class Loop(TypedDict):
     on_step: OnStep | None
     refiner: Refiner | None
     autoguide: LatentDiffusion | None
+    notice: Tell | None
 
 
 def _loop(options: Options) -> Loop:
@@ -205,4 +208,5 @@ def _loop(options: Options) -> Loop:
         "on_step": options.get("on_step"),
         "refiner": options.get("refiner"),
         "autoguide": options.get("autoguide"),
+        "notice": options.get("notice"),
     }

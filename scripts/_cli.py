@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import re
 import secrets
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import _installed  # noqa: F401
+from _ending import flushed, full_disk, hushed, terminable
 from _kinds import MAX_SEED, check_new_folder
 from _options import COMMANDS, ELSEWHERE, OWN_DEFAULTS, PARTS, PICTURES, WITH_TORCH, WORDLESS, own_model
 from _parser import Usage, as_typed, make_parser
@@ -53,9 +53,16 @@ NEEDED = {
 def main(command: str, argv: Sequence[str] | None = None) -> int:
     """Run `txt2img`, `img2img`, … with argv (by default the process's own) and say how it went."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    with terminable():
+        status = _heard(command, argv)
+    return hushed() if status == 0 and not flushed() else status
+
+
+def _heard(command: str, argv: Sequence[str]) -> int:
+    """Of several processes the first speaks for all."""
     if launched()[0] == 0:
         return _run(command, argv)
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):  # the first of several processes speaks for all
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         return _run(command, argv)
 
 
@@ -74,20 +81,16 @@ def _run(command: str, argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        return hushed()
     except Exception as error:
         if "--debug" in argv:
             raise
         mistake = isinstance(error, ValueError)
-        failure = f"failed: {_told(error)} (--debug shows where)"
+        failure = f"failed: {full_disk(error) or error or type(error).__name__} (--debug shows where)"
         said = f"error: {as_typed(str(error), command)}" if mistake else failure
         print(*map(_short, said.splitlines()), sep="\n", file=sys.stderr)
         return 2 if mistake else 1
-
-
-def _told(error: Exception) -> str:
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"{error.filename}: cannot be written ({error.strerror}); make room: what is finished is kept"
-    return str(error) or type(error).__name__
 
 
 def _short(line: str) -> str:

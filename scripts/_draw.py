@@ -17,7 +17,7 @@ from _guidance import make_guidance
 from _manifest import Job
 from _options import REFINE_AT
 from _outline import outlines
-from _output import Bar, Interrupts, Output
+from _output import Bar, Interrupts, Output, note
 from _prepare import prepare, read_pictures
 from _profile import profiled
 from _ranks import Ranks
@@ -29,6 +29,7 @@ from ldm.checkpoint.load import load
 from ldm.checkpoint.onnx_folder import load_onnx
 from ldm.generate import Progress, Result, generate
 from ldm.items import Item, make_items, with_scales
+from ldm.memory import NotEnoughMemoryError, is_out_of_memory
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.offload import Offload
 from ldm.png import Folder
@@ -91,13 +92,13 @@ def _draw(options: argparse.Namespace, ranks: Ranks, listener: Listener) -> int:
     with (
         ranks.entered(job),
         Interrupts() as interrupts,
-        Bar(settings, job.todo, job.batch_size, hidden=ranks.rank > 0) as bar,
+        Bar(settings, job.todo, hidden=ranks.rank > 0) as bar,
         _autocast(device, precision),
         profiled(options.profile, networks, model.device.type, model.dtype),
         pinned(options.attention),
     ):
         output = Output(options, job, model, settings, made_by, None if original is None else original["index"], ranks)
-        how = {"batch_size": job.batch_size, "refiner": refiner, "autoguide": autoguide}
+        how = {"batch_size": job.batch_size, "refiner": refiner, "autoguide": autoguide, "notice": note}
         drawn = generate(model, job.todo, settings, hints, on_step=partial(_step, (output, bar, listener)), **how)
         for place, result in zip(job.places, drawn, strict=True):
             output.picture(result, place)
@@ -126,6 +127,17 @@ def _models(
     options: argparse.Namespace, choice: Choice, device: str, dtype: torch.dtype
 ) -> tuple[LatentDiffusion, Refiner | None, LatentDiffusion | None]:
     """All that a job draws with: the model, what finishes its pictures, and what is led away from."""
+    try:
+        return _loaded(options, choice, device, dtype)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise NotEnoughMemoryError(f"loading --model {options.model} to {device}") from error
+
+
+def _loaded(
+    options: argparse.Namespace, choice: Choice, device: str, dtype: torch.dtype
+) -> tuple[LatentDiffusion, Refiner | None, LatentDiffusion | None]:
     check_backend(options.attention, device, dtype)
     home = "cpu" if choice.offload else device
     model = _load(options, home, dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import signal
 import sys
 from collections.abc import Sequence
@@ -19,8 +18,10 @@ from tqdm import tqdm
 
 from ldm import images
 from ldm.files import atomic_folder
+from ldm.finite import check_finite
 from ldm.generate import Progress, Result
 from ldm.items import Item
+from ldm.memory import pixels_of
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.png import write_png
 from ldm.settings import Settings
@@ -49,18 +50,21 @@ class Output:
         self._for_grid: dict[int, Image.Image] = {}  # by place
         self._frames: list[list[tuple[str, Image.Image]]] = []  # of each picture in the batch: (caption, picture)
         self._done = 0  # steps of the batch
+        self._batch: tuple[Item, ...] = ()
         if job.there:
             print(f"{job.path}: {len(job.there)} of {len(job.items)} pictures are there already")
 
     def step(self, progress: Progress) -> None:
         """Decode the estimates of a step, if it is one to keep."""
         every, done = self.options.save_intermediates, progress.step.i + 1
-        before, self._done = self._done, done % progress.steps  # a sampler may skip some
-        if before == 0:
-            self._frames = [[] for _ in progress.batch]
+        if progress.batch is not self._batch:  # another, or a part of one that memory did not suffice for
+            self._batch, self._done, self._frames = progress.batch, 0, [[] for _ in progress.batch]
+        before, self._done = self._done, done  # a sampler may skip some
         if every and (done // every > before // every or done == progress.steps):
+            check_finite(progress.step.x0, f"the estimate of step {done} of {progress.steps}", self.model.dtype)
             for frames, x0 in zip(self._frames, progress.step.x0.split(1), strict=True):
-                frames.append((f"step {done}/{progress.steps}", images.to_images(self.model.decode(x0))[0]))
+                pixels = pixels_of(self.model, x0, None, f"the autoencoder's decoder after step {done}", note)
+                frames.append((f"step {done}/{progress.steps}", images.to_images(pixels)[0]))
 
     def picture(self, result: Result, place: int) -> None:
         """Save a finished picture, unless it was there before, and how it came to be."""
@@ -135,13 +139,18 @@ class Output:
         self.sheets.append(folder / "sheet.png")
 
 
+def note(text: str) -> None:
+    """A line above the progress bar."""
+    tqdm.write(text, file=sys.stderr)
+
+
 class Bar:
     """`step 12/30 |████      | 0:05 left, images 1/4`: over all steps of all batches, on stderr."""
 
-    def __init__(self, settings: Settings, items: Sequence[Item], batch_size: int, hidden: bool = False) -> None:
-        self.pictures, self._total, self._done = 0, len(items), 0
+    def __init__(self, settings: Settings, items: Sequence[Item], hidden: bool = False) -> None:
+        self.pictures, self._total = 0, len(items)
         self._bar = tqdm(
-            total=settings.sampled_steps * math.ceil(len(items) / batch_size),
+            total=settings.sampled_steps * len(items),  # steps of single pictures, however many are drawn at once
             desc=f"step 0/{settings.sampled_steps}",
             bar_format="{desc} |{bar}| {elapsed} gone, {remaining} left{postfix}",
             dynamic_ncols=True,
@@ -152,8 +161,8 @@ class Bar:
     def step(self, progress: Progress) -> None:
         done = progress.step.i + 1
         self._bar.set_description_str(f"step {done}/{progress.steps}", refresh=False)
-        self._bar.update(done - self._done)  # a sampler may skip some
-        self._done = done % progress.steps
+        now = progress.steps * progress.done + done * len(progress.batch)
+        self._bar.update(now - self._bar.n)  # back, where a batch is begun again
 
     def picture(self) -> None:
         self.pictures += 1
@@ -184,4 +193,4 @@ class Interrupts:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
-        tqdm.write("stopping when the pictures under way are saved; once more stops now", file=sys.stderr)
+        note("stopping when the pictures under way are saved; once more stops now")

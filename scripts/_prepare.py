@@ -11,8 +11,7 @@ from _record import picture_files
 from PIL import Image
 
 from ldm import hints, images, masks
-from ldm.generate import check_concat
-from ldm.hints import Hints
+from ldm.hints import Hints, check_concat
 from ldm.models.encoders import ClassEmbedder, NoText
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.settings import Settings, Wishes, resolve

@@ -1,0 +1,56 @@
+"""How a command ends when it is not by itself: SIGTERM, nobody who reads, a full disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+UNREAD = 141  # the exit status that a shell gives of what SIGPIPE ends
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def terminable() -> Iterator[None]:
+    """SIGTERM is as Ctrl-C, also while a model is loaded: KeyboardInterrupt. (While drawing, see `Interrupts`.)"""
+    if threading.current_thread() is not threading.main_thread() or (
+        signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL  # somebody has other plans
+    ):
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def flushed() -> bool:
+    """Whether all that was printed has been read, or will be."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return False
+    return True
+
+
+def hushed() -> int:
+    """Nobody reads any more (`| head`), and Python would complain of it once more at its end. The exit status."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # no file, under pytest
+            os.dup2(null, stream.fileno())
+    os.close(null)
+    return UNREAD
+
+
+def full_disk(error: BaseException) -> str | None:
+    """The sentence, if that is it. A picture is whole before it has a name, so nothing has to be cleaned up."""
+    if not isinstance(error, OSError) or error.errno not in FULL:
+        return None
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}the disk is full; what is finished is whole and stays: make room, then --resume draws the rest"
