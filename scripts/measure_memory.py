@@ -1,6 +1,6 @@
 """What drawing takes, counted on the meta device: a call of each network and its autoencoder, per pixel; and tiles.
 
-The figures of docs/performance-jobs.md.
+The figures of docs/performance.md.
 """
 
 from __future__ import annotations
