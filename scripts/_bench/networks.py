@@ -10,7 +10,7 @@ from typing import Any
 
 from _bench.floors import floor
 from _bench.harness import Bench, Line, error, row, settle, take_turns
-from _bench.weights import call_ours, call_theirs, checkpoint, unet_inputs
+from _bench.weights import call_ours, call_theirs, checkpoint, hasten, unet_inputs
 
 INSTALLED, BEST = "diffusers as installed", "diffusers, channels_last"
 CPU_UNET = "batch 2, 64 x 64 latents, one call"
@@ -45,7 +45,7 @@ def unet(
     with torch.inference_mode():
         theirs = file.theirs(dtype, "cpu", "unet").unet
         sides |= twins(theirs, given, peers)
-        ours = file.ours(dtype)
+        ours = hasten(file.ours(dtype))
         weights = sum(p.numel() for p in theirs.parameters()) * dtype.itemsize
         keep_only(ours, "unet", "framing_embedding")
         sides = {"ours": call_ours(ours, given)} | sides
@@ -123,7 +123,7 @@ def decoding(bench: Bench, dtype_name: str, must: str, device: str = "cpu", side
     with torch.inference_mode():
         theirs = file.theirs(dtype, device, "autoencoder").vae
         best = shared_copy(theirs).to(memory_format=torch.channels_last)
-        model = file.ours(dtype, device)
+        model = hasten(file.ours(dtype, device))
         keep_only(model, "autoencoder", "unet")
         z = torch.randn(1, 4, *[8 if bench.tiny else side] * 2, generator=torch.Generator().manual_seed(1))
         z = z.to(device, dtype)
@@ -173,7 +173,7 @@ def against_openvino(bench: Bench) -> Iterator[Line]:
     del theirs, graph
     gc.collect()
     with torch.inference_mode():
-        model = file.ours(torch.float32)
+        model = hasten(file.ours(torch.float32))
         keep_only(model, "unet")
         arrays = [example.numpy() for example in examples]
         sides = {"ours": call_ours(model, given), "openvino": lambda: torch.from_numpy(compiled(arrays)[0])}

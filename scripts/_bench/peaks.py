@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from _bench.harness import GB, Bench, Line, forget_peak, memory, row, settle
-from _bench.weights import PROMPT, Checkpoint, checkpoint
+from _bench.weights import PROMPT, Checkpoint, checkpoint, hasten
 
 
 @row("memory", "SD 1, float32, peak memory of a process: txt2img at 256 x 256, and decoding to 1024 x 1024")
@@ -28,7 +28,7 @@ def txt2img_peak(side: str, file: Checkpoint, tiny: bool) -> int:
         if side == "ours":
             from _bench.pipelines import draw_ours
 
-            draw_ours(file.ours(torch.float32), height=size, width=size, steps=2, guidance_scale=7.5)
+            draw_ours(hasten(file.ours(torch.float32)), height=size, width=size, steps=2, guidance_scale=7.5)
         else:
             pipe = file.theirs_from_file(torch.float32)
             pipe(PROMPT, height=size, width=size, num_inference_steps=2, guidance_scale=7.5)
@@ -42,7 +42,7 @@ def decode_peak(side: str, file: Checkpoint, tiny: bool) -> int:
     with torch.inference_mode():
         z = torch.randn(1, 4, *[16 if tiny else 128] * 2, generator=torch.Generator().manual_seed(1))
         if side == "ours":
-            decode = file.ours(torch.float32).decode
+            decode = hasten(file.ours(torch.float32)).decode
         else:
             vae = file.theirs(torch.float32, "cpu", "autoencoder").vae
             decode = lambda z: vae.decode(z / vae.config.scaling_factor).sample  # noqa: E731

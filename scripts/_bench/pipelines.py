@@ -10,7 +10,7 @@ from typing import Any
 from _bench.floors import floor, synchronize
 from _bench.harness import Bench, Line, error, row, settle, take_turns
 from _bench.networks import BEST, INSTALLED, shared_copy
-from _bench.weights import PROMPT, Checkpoint, checkpoint
+from _bench.weights import PROMPT, Checkpoint, checkpoint, hasten
 
 SEED = 5
 
@@ -83,7 +83,7 @@ def txt2img_sd1(bench: Bench) -> Iterator[Line]:
         def ours(model: Any) -> Callable[[], Any]:
             return lambda: draw_ours(model, height=size, width=size, steps=steps, guidance_scale=7.5)
 
-        sides = {"float32": ours(model if is_same else file.ours(torch.float32))}
+        sides = {"float32": ours(model if is_same else hasten(file.ours(torch.float32)))}
         sides |= {INSTALLED: draw(theirs), BEST: draw(best)} | ({} if is_same else {"default": ours(model)})
         turns = take_turns(sides, bench.rounds, counted=INSTALLED)
     for mine, peer, must in (
@@ -149,7 +149,7 @@ def scenes(bench: Bench) -> Iterator[Line]:
     settle(bench.tiny)
     steps = 2 if bench.tiny else 30
     with torch.inference_mode():
-        model, theirs = ldm.load("scenes"), ScenesInDiffusers()
+        model, theirs = hasten(ldm.load("scenes")), ScenesInDiffusers()
         for count in (1, 2 if bench.tiny else 16):
             sides = {
                 "ours": lambda n=count: draw_ours(model, steps=steps, num_images=n, batch_size=n),

@@ -8,7 +8,7 @@ from typing import Any
 
 from _bench.floors import clock
 from _bench.harness import Bench, Line, row, settle
-from _bench.weights import PROMPT, checkpoint
+from _bench.weights import PROMPT, checkpoint, hasten
 from ldm.files import atomic
 
 Points = dict[int, float]  # along an axis: seconds a run
@@ -23,7 +23,7 @@ def scaling(bench: Bench) -> Iterator[Line]:
 
     settle(bench.tiny)
     gpu = torch.cuda.is_available() and not bench.tiny
-    model = checkpoint(bench, "sd-v1").ours_by_default("cuda") if gpu else ldm.load("scenes")
+    model = checkpoint(bench, "sd-v1").ours_by_default("cuda") if gpu else hasten(ldm.load("scenes"))
     batches, sides, steps = (1, 2, 4, 8, 16, 32), (256, 512, 768, 1024), (5, 10, 20, 40)
     side, few = (512, 20) if gpu else (128, 10)
     if bench.tiny:

@@ -45,7 +45,7 @@ class Checkpoint:
         from _record import DTYPES
 
         with contextlib.redirect_stdout(io.StringIO()):
-            device, precision = choose_device(argparse.Namespace(device=device, precision=None))
+            device, precision = choose_device(argparse.Namespace(device=device, precision=None, backend="torch"))
         return hasten(self.ours(DTYPES[precision], device, autoencoder_dtype=torch.float32))
 
     def theirs(self, dtype: Any, device: str = "cpu", *parts: str) -> Any:
@@ -80,8 +80,9 @@ class Checkpoint:
 
 def hasten(model: Any, compiled: bool = False) -> Any:
     """What scripts/_draw.py does to a model that it has loaded."""
-    if compiled:
-        model.unet.compile()
+    import _speed
+
+    _speed.hasten(argparse.Namespace(compile=compiled, precision=None), [model])
     return model
 
 
