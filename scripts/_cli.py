@@ -151,7 +151,7 @@ def _check(options: argparse.Namespace) -> None:
         raise Usage("--exact-tiles: the picture itself is drawn in tiles here; leave it out")
     if options.exact_tiles and options.tile is None:
         raise Usage("--exact-tiles: nothing is cut into tiles; give --tile a size, or let it stand alone, too")
-    if options.from_file == "-" and launched()[1] > 1:
+    if getattr(options, "from_file", None) == "-" and launched()[1] > 1:
         raise Usage("--from-file -: standard input has one reader, and here are several processes; name a file")
     if options.save_intermediates and options.skip_save:
         raise Usage("--save-intermediates has nowhere to write with --skip-save; leave one out")

@@ -19,6 +19,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._pytree import tree_map_only
 
 from ldm.files import atomic, atomic_folder, write_text
+from ldm.modules.packed import unpack
 
 DEPTH = 4  # how many names deep modules are told apart: unet.down_blocks.0.attentions.1
 SEEN = ("cpu_op", "user_annotation", "gpu_user_annotation", "kernel", "cpu_instant_event")
@@ -165,13 +166,17 @@ def _held(trace: Trace, begin: float, end: float) -> int:
 
 
 def flops(watch: Watch, device: str) -> dict[str, int | None]:
-    """Of each module in all of its calls, counted by torch on tensors without numbers; None where it cannot."""
+    """Of each module in all of its calls, counted by torch on tensors without numbers; None where it cannot.
+
+    It does not know packed weights' products: networks are unpacked, since they have done their work.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
 
     total: dict[str, int | None] = {}
     for key, calls in watch.asked.items():
         name, module = key[0], watch.modules[key[0]]
+        unpack(module)
         try:
             with FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False) as counter, torch.no_grad():
                 args, kwargs = tree_map_only(

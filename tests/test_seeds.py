@@ -55,7 +55,7 @@ def test_20_and_40_steps_of_scenes_draw_one_picture(monkeypatch: pytest.MonkeyPa
     coarse, fine = draw(steps=20), draw(steps=40)
     monkeypatch.setattr("ldm.generate.BrownianNoise", partial(BrownianNoise, purpose="another"))
     other = draw(steps=20)
-    assert min(correlation(coarse, fine)) > 0.99
+    assert min(correlation(coarse, fine)) > 0.97
     assert max(correlation(other, fine)) < 0.92
 
 

@@ -108,7 +108,7 @@ def test_a_full_disk(txt2img: Run, monkeypatch: pytest.MonkeyPatch, capsys: Capt
         patch.setattr(_draw, "generate", begin)
         assert txt2img(*DRAW, "--outdir", "full") == 1
     said = capsys.readouterr().err.rstrip().splitlines()[-1]
-    assert said.startswith("failed: the disk is full; what is finished is whole") and "--resume" in said
+    assert said.startswith("failed: ") and "the disk is full; what is finished is whole" in said and "--resume" in said
     whole, found = contents("whole"), contents("full")
     assert "job-00000.json" in found and all(whole[name] == data for name, data in found.items())  # no leftovers
     assert txt2img(*DRAW, "--outdir", "full", "--resume") == 0
