@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import ldm
 from ldm import memory
-from ldm.config import build, load_config
 from ldm.generate import Result
 from ldm.memory import NotEnoughMemoryError, is_out_of_memory
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -24,13 +21,8 @@ ERRORS = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB
 
 
 @pytest.fixture(scope="module")
-def made() -> LatentDiffusion:
-    torch.manual_seed(0)
-    model = build(load_config(Path(__file__).parent / "tiny.yaml"), "tiny.yaml", expected=LatentDiffusion).eval()
-    for parameter in model.unet.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.2)
-    return model
+def made(awake: Callable[[], LatentDiffusion]) -> LatentDiffusion:
+    return awake()
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 
 import ldm
 from ldm import generate as room
-from ldm.config import build, load_config
 from ldm.finite import NonFiniteError, Origin, Watch
 from ldm.models.diffusion import SAMPLERS
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -27,13 +25,8 @@ Break = Callable[[LatentDiffusion], Any]
 
 
 @pytest.fixture
-def tiny() -> LatentDiffusion:
-    torch.manual_seed(0)
-    model = build(load_config(Path(__file__).parent / "tiny.yaml"), "tiny.yaml", expected=LatentDiffusion).eval()
-    for parameter in model.unet.parameters():
-        if not parameter.any():
-            nn.init.normal_(parameter, std=0.2)
-    return model
+def tiny(awake: Callable[[], LatentDiffusion]) -> LatentDiffusion:
+    return awake()
 
 
 def at_call(module: nn.Module, k: int, value: float = math.nan) -> Callable[..., Tensor]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 import ldm
-from ldm.config import build, load_config
 from ldm.generate import sample
 from ldm.hints import Hints
 from ldm.items import Item, make_items
@@ -24,13 +23,8 @@ STOCHASTIC = ("euler_ancestral", "dpmpp_sde", "dpmpp_3m_sde", "lcm")
 
 
 @pytest.fixture(scope="module")
-def tiny() -> LatentDiffusion:
-    torch.manual_seed(0)
-    model = build(load_config(Path(__file__).parent / "tiny.yaml"), "tiny.yaml", expected=LatentDiffusion).eval()
-    for parameter in model.unet.parameters():
-        if not parameter.any():
-            torch.nn.init.normal_(parameter, std=0.2)
-    return model
+def tiny(awake: Callable[[], LatentDiffusion]) -> LatentDiffusion:
+    return awake()
 
 
 def latents(model: Any, *items: Item, z: torch.Tensor | None = None, **options: Any) -> torch.Tensor:

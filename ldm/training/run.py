@@ -141,8 +141,8 @@ def plot_losses(table: Path, picture: Path) -> None:
 
 
 def current_commit() -> str:
-    """The checkout's commit, "unknown" outside one or without git."""
-    command = ["git", "rev-parse", "--short", "HEAD"]
+    """The checkout's commit, with "-dirty" if it was changed since; "unknown" outside one or without git."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
     except OSError:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import subprocess
 from pathlib import Path
 
 from _bench.harness import cores
+from ldm.training.run import current_commit
 
 TELLING = (
     "avx2",
@@ -35,7 +35,7 @@ def describe() -> dict[str, str]:
         )
     about["python"] = platform.python_version()
     about["versions"] = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
-    about["commit"] = commit()
+    about["commit"] = current_commit()
     return about
 
 
@@ -72,12 +72,3 @@ def version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "none"
-
-
-def commit() -> str:
-    command = ["git", "describe", "--always", "--dirty"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent)
-    except OSError:
-        return "unknown"
-    return answer.stdout.strip() or "unknown"
