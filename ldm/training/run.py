@@ -17,8 +17,9 @@ from ldm.checkpoint.read import read
 from ldm.config import build, load_config
 from ldm.files import atomic
 from ldm.png import write_png
-from ldm.training import experiments
 from ldm.training import scene_experiments as _scene_experiments  # noqa: F401  (registers what a recipe may name)
+from ldm.training.diffusion_experiment import DiffusionExperiment
+from ldm.training.experiments import Experiment
 from ldm.training.loop import LOSSES, Trainer, Update
 from ldm.training.parts import carried_config
 
@@ -42,9 +43,9 @@ class Run:
         self.tree, self.folder = read_recipe(recipe_file, overrides), Path(folder)
         seed = self.tree["params"]["recipe"]["params"].get("seed", 0)
         torch.manual_seed(seed)  # of the first weights; everything later is keyed by step
-        self.experiment: experiments.Experiment = build(self.tree, str(recipe_file))
+        self.experiment: Experiment = build(self.tree, str(recipe_file))
         self.device = torch.device(device)
-        if isinstance(self.experiment, experiments.DiffusionExperiment):
+        if isinstance(self.experiment, DiffusionExperiment):
             self.experiment.model.to(self.device).to(memory_format=torch.channels_last)
         self.experiment.trained.to(self.device).to(memory_format=torch.channels_last)
         self.trainer = Trainer(self.experiment.trained, self.experiment.recipe, self.folder)
