@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ldm.config import register
 from ldm.data.captions import caption
+from ldm.data.mistakes import mistaken
 from ldm.data.raycast import render
 from ldm.data.scenes import held_out, sample_scene
 from ldm.files import atomic
@@ -91,8 +92,19 @@ class Scenes:
         chunk, i = self.lookup[index]
         return torch.from_numpy(np.array(chunk[i]))
 
+    def mistaken(self, index: int) -> Tensor:
+        """(3, 128, 128) uint8: the scene with one mistake, always the same one. Drawn anew at each call, and with one
+        ray a pixel, for it is only seen through noise."""
+        return as_bytes(render(mistaken(self.scenes[index], random.Random(f"mistake {index}")), samples=1))
+
     def caption(self, index: int, rng: random.Random) -> str:
-        return caption(self.scenes[index], rng, complete=rng.random() < self.complete)
+        return (
+            self.full_caption(index, rng) if rng.random() < self.complete else caption(self.scenes[index], rng, False)
+        )
+
+    def full_caption(self, index: int, rng: random.Random) -> str:
+        """One that leaves nothing out."""
+        return caption(self.scenes[index], rng)
 
 
 def _rendered(folder: Path, start: int, stop: int) -> np.ndarray:

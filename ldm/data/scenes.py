@@ -100,8 +100,8 @@ def sample_scene(seed: int) -> Scene:
     rng = random.Random(f"scene {seed}")
     number = rng.choices((1, 2, 3), weights=(3, 4, 4))[0]
     while True:
-        things = tuple(_sample_thing(rng) for _ in range(number))
-        if all(map(_inside, things)) and all(_apart(a, b) for a, b in combinations(things, 2)):
+        things = tuple(sample_thing(rng) for _ in range(number))
+        if all(map(inside_picture, things)) and all(_apart(a, b) for a, b in combinations(things, 2)):
             break
     pairs = [(0, 1), (rng.choice((0, 1)), 2)][: number - 1]
     relations = tuple(_sample_relation(things, rng.sample(pair, 2), rng) for pair in pairs)
@@ -124,7 +124,7 @@ def held_out(scene: Scene) -> bool:
     return zlib.crc32(signature.encode()) % 100 < HELD_OUT_PERCENT
 
 
-def _sample_thing(rng: random.Random) -> Thing:
+def sample_thing(rng: random.Random) -> Thing:
     shape, color, size, material = (rng.choice(values) for values in (SHAPES, COLORS, SIZES, MATERIALS))
     x, z, yaw = rng.uniform(-2.2, 2.2), rng.uniform(-1.1, 1.3), rng.uniform(0, math.pi / 2)
     return Thing(shape, color, size, material, x, z, yaw)
@@ -135,7 +135,7 @@ def _half_width(thing: Thing) -> float:
     return 0.5 * thing.radius / (project(thing.x, thing.radius, thing.z)[2] * TAN_HALF_FOV)
 
 
-def _inside(thing: Thing) -> bool:
+def inside_picture(thing: Thing) -> bool:
     return abs(center(thing)[0] - 0.5) + _half_width(thing) < 0.49
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,6 +37,7 @@ class Captioned(NamedTuple):
     tokens: Tensor  # (B, L)
     scenes: Sequence[Scene]  # what was drawn, where the data knows it
     pictures: Tensor | None = None  # (B, 3, H, W) in [-1, 1], where a hint is made of them
+    mistakes: Tensor | None = None  # (M, C, h, w): of the last M scenes, with something wrong
 
 
 @register("DiffusionExperiment")
@@ -62,13 +63,18 @@ class DiffusionExperiment:
         caption_dropout: float = 0.1,
         train_text: bool = True,
         grounding: float = 0.0,
+        mending: float = 0.0,
         hint: Hint | None = None,
         borrow: bool = False,
     ) -> None:
-        if grounding and not isinstance(data, Scenes):
-            raise ValueError(f"grounding {grounding} needs data that knows what it shows: use Scenes, or grounding 0")
+        for name, value in (("grounding", grounding), ("mending", mending)):
+            if value and not isinstance(data, Scenes):
+                raise ValueError(f"{name} {value} needs data that knows what it shows: use Scenes, or {name} 0")
+        if not 0 <= mending < 1:
+            raise ValueError(f"mending is {mending}; give the share of a batch, 0 or more and less than 1")
         self.model, self.data, self.recipe = model, data, recipe
         self.caption_dropout, self.grounding = caption_dropout, grounding
+        self.mended = round(mending * recipe.batch_size)  # how many of a batch
         self.hint = hint
         if start is not None:
             fill_part(model, start)
@@ -91,39 +97,52 @@ class DiffusionExperiment:
     @torch.no_grad()
     def prepare(self, folder: Path) -> None:
         """Encode every picture once, the mode of its distribution in float16, and keep that for the next start."""
-        kept, made_of = folder / "latents.safetensors", self._fingerprint()
-        if not kept.exists() or read(kept).metadata.get("made_of") != made_of:
-            z = torch.cat([self._encoded(i) for i in range(0, len(self.data), 32)])
-            write(kept, {"z": z}, {"made_of": made_of})
-        self.latents = read(kept).tensors["z"]  # (N, C, h, w)
+        self.latents = self._kept(folder / "latents.safetensors", self.data.image)  # (N, C, h, w)
+        if self.mended:
+            assert isinstance(self.data, Scenes)
+            self.mistakes = self._kept(folder / "mistakes.safetensors", self.data.mistaken)  # (N, C, h, w)
 
-    def _fingerprint(self) -> str:
-        """Of what the latents are made of: the autoencoder, and the pictures, of which the first and last must do."""
+    def _kept(self, path: Path, picture: Callable[[int], Tensor]) -> Tensor:
+        made_of = self._fingerprint(picture)
+        if not path.exists() or read(path).metadata.get("made_of") != made_of:
+            z = torch.cat([self._encoded(i, picture) for i in range(0, len(self.data), 32)])
+            write(path, {"z": z}, {"made_of": made_of})
+        return read(path).tensors["z"]
+
+    def _fingerprint(self, picture: Callable[[int], Tensor]) -> str:
+        """Of what latents are made of: the autoencoder, and the pictures, of which the first and last must do."""
         autoencoder, number = self.model.autoencoder, len(self.data)
         digest = hashlib.blake2b(f"{autoencoder.scaling_factor} {autoencoder.shift_factor} {number}".encode())
-        for tensor in (*autoencoder.state_dict().values(), self.data.image(0), self.data.image(number - 1)):
+        for tensor in (*autoencoder.state_dict().values(), picture(0), picture(number - 1)):
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    def _encoded(self, start: int) -> Tensor:
+    def _encoded(self, start: int, picture: Callable[[int], Tensor]) -> Tensor:
         numbers = range(start, min(start + 32, len(self.data)))
-        pictures = as_pixels(torch.stack([self.data.image(i) for i in numbers]))
+        pictures = as_pixels(torch.stack([picture(i) for i in numbers]))
         encoded = self.model.encode(pictures.to(self.model.device, memory_format=torch.channels_last))
         return (encoded if isinstance(encoded, Tensor) else encoded.mode()).half().cpu().contiguous()
 
     def batch(self, step: int) -> Captioned:
         chosen, rng = self.indices(step), random.Random(f"captions {self.recipe.seed} {step}")
-        captions = ["" if rng.random() < self.caption_dropout else self.data.caption(i, rng) for i in chosen]
-        scenes = [self.data.scenes[i] for i in chosen] if isinstance(self.data, Scenes) else []
+        plain, mended = chosen[: len(chosen) - self.mended], chosen[len(chosen) - self.mended :]
+        captions = ["" if rng.random() < self.caption_dropout else self.data.caption(i, rng) for i in plain]
+        scenes, mistakes = [], None
+        if isinstance(self.data, Scenes):
+            captions += [self.data.full_caption(i, rng) for i in mended]  # of which the mistake is surely one
+            scenes = [self.data.scenes[i] for i in chosen]
+            mistakes = self.mistakes[mended].float() if mended else None
         pictures = as_pixels(torch.stack([self.data.image(i) for i in chosen])) if self.hint is not None else None
-        return Captioned(self.latents[chosen].float(), self.model.text_encoder.tokenize(captions), scenes, pictures)
+        tokens = self.model.text_encoder.tokenize(captions)
+        return Captioned(self.latents[chosen].float(), tokens, scenes, pictures, mistakes)
 
     def loss(self, batch: Captioned, generator: torch.Generator) -> Tensor:
         model, device = self.model, self.model.device
         cond = Conditioning(model.text_encoder(batch.tokens.to(device)).states)
         if self.hint is not None and batch.pictures is not None:
             cond = self.hint(model, cond, batch.pictures.to(device), generator)
-        loss = denoising_loss(model.denoiser, batch.z.to(device), cond, generator)
+        mistakes = None if batch.mistakes is None else batch.mistakes.to(device)
+        loss = denoising_loss(model.denoiser, batch.z.to(device), cond, generator, mistakes)
         grounding = self.trained["grounding"] if self.grounding else None
         return loss + self.grounding * grounding.loss(batch.scenes) if isinstance(grounding, Grounding) else loss
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from ldm.models.autoencoder import AutoencoderKL
-from ldm.models.diffusion.denoiser import Conditioning, Denoiser
+from ldm.models.diffusion.denoiser import Conditioning, Denoiser, per_image
 
 
 def autoencoder_loss(
@@ -32,15 +34,40 @@ def autoencoder_loss(
     return error.square().mean() + l1_weight * error.abs().mean() + edge_weight * edges + kl_weight * kl
 
 
-def denoising_loss(denoiser: Denoiser, z: Tensor, cond: Conditioning, generator: torch.Generator) -> Tensor:
+MENDED_SIGMAS = 0.7, 9.0  # below, a mistake is too plain to be taken back; above, it cannot be seen
+
+
+def denoising_loss(
+    denoiser: Denoiser, z: Tensor, cond: Conditioning, generator: torch.Generator, mistakes: Tensor | None = None
+) -> Tensor:
     """Squared error of what the network answers, at one timestep an image, spread evenly over the batch.
 
     z: (B, C, h, w). With v-prediction this weighs the error of x0 by 1/σ² + 1 (Salimans & Ho 2022, section 4).
+    mistakes: (M, C, h, w), M < B: latents near the last M of z that cond is not true of. There noise is added not to z
+    but to a point between z and the mistake, and the answer is z all the same. A sampler comes to such points by its
+    own errors, and plain training never shows them (exposure bias, Ning et al. 2023, arXiv:2301.11706).
     """
-    number, steps = z.shape[0], denoiser.schedule.num_timesteps
-    t = (torch.rand(1, generator=generator) + torch.arange(number) / number) % 1 * steps  # low discrepancy, [0, T)
-    sigma = denoiser.schedule.sigmas[t.long()].float().to(z.device)  # (B,)
+    mended = 0 if mistakes is None else len(mistakes)
+    sigma = _spread_sigmas(denoiser, len(z) - mended, generator).to(z.device)  # (B - M,)
     noise = torch.randn(z.shape, generator=generator).to(z.device)
+    if mistakes is not None:
+        near = _mended_sigmas(mended, generator).to(z.device)  # (M,)
+        share = torch.rand(mended, 1, 1, 1, generator=generator).to(z.device)
+        noise[-mended:] += share * (mistakes - z[-mended:]) / per_image(near, z)  # x = z + share * (mistake - z) + ...
+        sigma = torch.cat([sigma, near])
     x = denoiser.schedule.add_noise(z, noise, sigma)
     answer = denoiser.predict(x, sigma, cond).float()
     return (answer - denoiser.parameterization.target(z, noise, sigma)).square().mean()
+
+
+def _spread_sigmas(denoiser: Denoiser, number: int, generator: torch.Generator) -> Tensor:
+    """Those of timesteps spread evenly over [0, T) from a random beginning, (number,): low discrepancy."""
+    share = (torch.rand(1, generator=generator) + torch.arange(number) / number) % 1
+    return denoiser.schedule.sigmas[(share * denoiser.schedule.num_timesteps).long()].float()
+
+
+def _mended_sigmas(number: int, generator: torch.Generator) -> Tensor:
+    """Spread as evenly over the logarithm of σ, (number,)."""
+    share = (torch.rand(1, generator=generator) + torch.arange(number) / number) % 1
+    low, high = map(math.log, MENDED_SIGMAS)
+    return (low + share * (high - low)).exp()

@@ -145,10 +145,26 @@ def test_killed_in_the_middle_it_ends_with_the_same_weights(tmp_path, folder):
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_grounding_needs_data_that_knows(folder, tmp_path):
-    tree = node("DiffusionExperiment", model=MODEL, data=folder, recipe=RECIPE, grounding=0.1)
-    with pytest.raises(ValueError, match="use Scenes, or grounding 0"):
+@pytest.mark.parametrize("name", ["grounding", "mending"])
+def test_what_asks_for_scenes_needs_data_that_knows(folder, name):
+    tree = node("DiffusionExperiment", model=MODEL, data=folder, recipe=RECIPE, **{name: 0.1})
+    with pytest.raises(ValueError, match=f"use Scenes, or {name} 0"):
         build(tree)
+
+
+def test_mended_scenes_come_last_with_a_mistake_and_the_whole_truth(tmp_path):
+    data = node("Scenes", count=7, cache=str(tmp_path / "scenes"), complete=0.0)
+    tree = node("DiffusionExperiment", model=MODEL, data=data, recipe=RECIPE, mending=0.5, caption_dropout=1.0)
+    experiment = build(tree)
+    experiment.prepare(tmp_path)
+    batch, chosen = experiment.batch(0), experiment.indices(0)
+    assert list(batch.scenes) == [experiment.data.scenes[i] for i in chosen] and len(batch.mistakes) == 2
+    picture = experiment.data.mistaken(chosen[3])[None] / 127.5 - 1
+    wrong = experiment.model.encode(picture).mode()[0]
+    assert torch.allclose(batch.mistakes[1], wrong, atol=2e-3) and not torch.allclose(batch.z[3], wrong, atol=0.1)
+    empty = experiment.model.text_encoder.tokenize([""])[0]
+    assert [torch.equal(tokens, empty) for tokens in batch.tokens] == [True, True, False, False]
+    assert experiment.loss(batch, torch.Generator().manual_seed(0)).isfinite()
 
 
 def test_shipped_recipes_are_sound():
@@ -178,6 +194,29 @@ def test_perfect_denoiser_has_no_loss_and_an_idle_one_the_target_variance():
 
     assert answer(perfect) < 1e-9
     assert answer(lambda x, sigma, cond: torch.zeros_like(x)) == pytest.approx(1, abs=0.1)  # v has unit variance
+
+
+def test_mending_begins_between_truth_and_mistake_and_asks_for_the_truth():
+    generator = torch.Generator().manual_seed(0)
+    z, mistakes = torch.randn(8, 2, 4, 4, generator=generator), 1e4 * torch.ones(3, 2, 4, 4)
+    denoiser, seen = Denoiser(torch.nn.Identity(), NoiseSchedule(), "v"), []
+
+    def loss(believed):
+        def answer(x, sigma, cond):
+            seen.append((x, sigma))
+            s = sigma[:, None, None, None]
+            return ((x - believed) / s - s * believed) / (s**2 + 1).sqrt()  # the v of this x0
+
+        denoiser.predict = answer
+        return denoising_loss(denoiser, z, Conditioning(), torch.Generator().manual_seed(1), mistakes).item()
+
+    assert loss(z) < 1e-4
+    assert loss(torch.cat([z[:5], mistakes])) > 1e6
+    x, sigma = seen[0]
+    share = (x[5:] - z[5:]) / (mistakes - z[5:])  # noise is nothing beside these mistakes
+    assert share.std(dim=(1, 2, 3)).max() < 2e-3 and share.min() > -2e-3 and share.max() < 1
+    assert len(set(share.mean(dim=(1, 2, 3)).tolist())) == 3
+    assert sigma[5:].min() >= 0.7 and sigma[5:].max() <= 9
 
 
 def test_autoencoder_loss_weighs_each_term():
