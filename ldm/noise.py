@@ -16,8 +16,8 @@ from torch import Tensor
 
 CLOCKS = (2**10, 2**20, 2**40)
 """Noise levels in an octave of sigma, which BrownianNoise tells apart by the first that can. The first has them 0.1 %
-apart at most, where 1000 steps over the nine octaves of Stable Diffusion are 0.6 %. An image's step takes about 12 draws
-by it, 2 ms of a CPU core for (4, 64, 64); twice as many levels, one draw more."""
+apart at most, where 1000 steps over the nine octaves of Stable Diffusion are 0.6 %. By it, an image's step takes about
+12 draws, 2 ms of a CPU core for (4, 64, 64); twice as many levels, one draw more."""
 LOWEST = 2.0**-20
 """Any sigma below, in which no picture is left to draw, is this one."""
 

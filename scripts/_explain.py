@@ -22,7 +22,8 @@ from ldm.models.clip import spelled
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.text_encoder import ChunkedTextEncoder
-from ldm.prompt import Clause, parse
+from ldm.prompt import parse
+from ldm.prompt_tree import Clause
 from ldm.settings import Settings
 
 WIDTH = 80

@@ -21,7 +21,7 @@ from ldm.models.diffusion.spacing import SPACINGS
 from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.noise import starting_noise
-from ldm.prompt import Span
+from ldm.prompt_tree import Span
 from ldm.settings import Settings, resolve
 from ldm.sizes import picture_size
 

@@ -1,4 +1,4 @@
-"""Gradients of a loss on the picture, through the shipped model's every part and step, agree with finite differences."""
+"""Gradients of a loss on the picture, through all of the shipped model and its steps, against finite differences."""
 
 from __future__ import annotations
 
