@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 MAX_WEIGHT = 100.0  # what all brackets around a word can make of it, up or down
 
@@ -123,7 +123,7 @@ def _settled(nodes: Nodes, weight: float, steps: int) -> Pieces:
     settled: list[Passage | Turn] = []
     for is_turn, group in groupby(pieces, lambda piece: isinstance(piece, Turn)):
         between = list(group)
-        settled += between if is_turn else [_joined(between)]
+        settled += between if is_turn else [_joined(cast(list[Passage], between))]
     return settled
 
 

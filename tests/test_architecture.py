@@ -29,6 +29,7 @@ RANKS = [  # a file imports from lower ranks, and from its own entry's folder
     ["ldm.backends", "ldm.cuda_graph", "ldm.guidance", "ldm.provenance", "ldm.regions"],
     ["ldm.items", "ldm.refiner", "ldm.settings", "ldm.sizes"],
     ["ldm.hints", "ldm.memory", "ldm.prompting"],
+    ["ldm.sampling"],
     ["ldm.generate"],
     ["ldm.pipeline"],
     ["ldm.data"],
