@@ -17,6 +17,7 @@ FILES = sorted((ROOT / "ldm").rglob("*.py"))
 RANKS = [  # a file imports from lower ranks, and from its own entry's folder
     ["ldm.files", "ldm.names", "ldm.prompt_tree"],
     ["ldm.config_file"],
+    ["ldm.registry"],
     ["ldm.config", "ldm.finite", "ldm.images", "ldm.noise", "ldm.prompt"],
     ["ldm.png", "ldm.masks"],
     ["ldm.modules"],
