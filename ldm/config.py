@@ -1,4 +1,4 @@
-"""YAML -> checked tree -> objects, through a closed registry of classes.
+"""YAML -> checked tree -> objects, through the closed registry of classes.
 
 A node is `{target: NAME, params: {...}}`. NAME is a key of the registry and is never imported: a config runs no code.
 Params are compared with the constructor's annotated signature before anything is built, nested nodes included.
@@ -8,24 +8,17 @@ from __future__ import annotations
 
 import collections.abc
 import difflib
-import importlib.util
 import inspect
-import sys
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
 
 from ldm.config_file import ConfigError, load_config, out_of_range, parse_config
+from ldm.registry import load_plugin, nearest, register, registered, short_names
 
 __all__ = ["ConfigError", "build", "check", "load_config", "load_plugin", "parse_config", "register", "registered"]
-
-C = TypeVar("C", bound=type)
-
-_REGISTRY: dict[str, type] = {}
-_ALIASES: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -35,46 +28,6 @@ class _Call:
     cls: type
     kwargs: dict[str, Any]
     path: str
-
-
-def register(name: str, *aliases: str) -> Callable[[C], C]:
-    """Class decorator: the class may be a `target` under its short name and its aliases (original dotted names)."""
-
-    def add(cls: C) -> C:
-        for key in (name, *aliases):
-            known = _REGISTRY.get(key, cls)
-            if (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-                raise ValueError(f"target {key!r} is already registered by {known.__module__}.{known.__qualname__}")
-            _REGISTRY[key] = cls
-        _ALIASES.update(aliases)
-        return cls
-
-    return add
-
-
-def registered(name: str) -> type:
-    """The class behind a target name; ConfigError with the nearest known name if there is none."""
-    if not isinstance(name, str) or name not in _REGISTRY:
-        raise ConfigError(f"unknown target {name!r}{_nearest(str(name), _REGISTRY)}")
-    return _REGISTRY[name]
-
-
-def load_plugin(path: str | Path) -> types.ModuleType:
-    """Run a Python file that the user named, so that the classes it registers become targets."""
-    path = Path(path)
-    if path.suffix != ".py" or not path.is_file():
-        raise ConfigError(f"{path}: a plugin must be an existing .py file; give the path of one")
-    name = f"ldm_plugin_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickling look a class's module up here
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[name]
-        raise ConfigError(f"{path}: the plugin failed with {type(error).__name__}: {error}; mend it there") from error
-    return module
 
 
 # --- checking ----------------------------------------------------------------------------------------------------
@@ -129,7 +82,7 @@ def _plan(value: Any, wanted: Any, path: str, faults: list[str]) -> Any:
     if origin is Literal:
         if any(value == option and type(value) is type(option) for option in args):
             return value
-        near = _nearest(value, [a for a in args if isinstance(a, str)]) if isinstance(value, str) else ""
+        near = nearest(value, [a for a in args if isinstance(a, str)]) if isinstance(value, str) else ""
         faults.append(f"{path}: expected one of {', '.join(map(repr, args))}, found {_shown(value)}{near}")
         return value
     kind = origin or wanted
@@ -161,7 +114,7 @@ def _plan_node(node: Mapping[str, Any], wanted: Any, path: str, faults: list[str
     """A `{target, params}` mapping: known name, fitting class, and params that fit its constructor."""
     for key in node:
         if key not in ("target", "params"):
-            near = _nearest(str(key), ["target", "params"])
+            near = nearest(str(key), ["target", "params"])
             faults.append(f"{_join(path, str(key))}: unknown key{near}; a node has `target` and `params`")
     try:
         cls = registered(node["target"])
@@ -169,7 +122,7 @@ def _plan_node(node: Mapping[str, Any], wanted: Any, path: str, faults: list[str
         faults.append(f"{_join(path, 'target')}: {error}")
         return None
     if not _accepts(wanted, cls):
-        fitting = [name for name, c in _REGISTRY.items() if name not in _ALIASES and _accepts(wanted, c)]
+        fitting = [name for name, c in short_names().items() if _accepts(wanted, c)]
         known = f" (known: {', '.join(fitting)})" if fitting else ""
         faults.append(f"{_join(path, 'target')}: {node['target']!r} is not a {_name(wanted)}{known}")
     params = node.get("params")
@@ -195,7 +148,7 @@ def _plan_params(cls: type, params: Mapping[str, Any], path: str, faults: list[s
             if fault := out_of_range(str(key), value):
                 faults.append(f"{_join(path, str(key))}: {fault}")
         else:
-            faults.append(f"{_join(path, str(key))}: unknown key{_nearest(str(key), named)}")
+            faults.append(f"{_join(path, str(key))}: unknown key{nearest(str(key), named)}")
     for key, parameter in named.items():
         if parameter.default is parameter.empty and key not in params:
             near = difflib.get_close_matches(key, [str(k) for k in params if k not in named], n=1)
@@ -271,14 +224,3 @@ def _name(wanted: Any) -> str:
 def _shown(value: Any) -> str:
     text = repr(value)
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
-
-
-def _nearest(name: str, known: collections.abc.Iterable[str]) -> str:
-    """', did you mean …?' for a close name, else the list of short names (aliases stay unlisted)."""
-    known = list(known)
-    folded = {k.lower(): k for k in known}
-    close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.5)
-    if close:
-        return f", did you mean {folded[close[0]]!r}?"
-    names = sorted(k for k in known if k not in _ALIASES)
-    return f" (known: {', '.join(names)})" if names else " (nothing is known here)"

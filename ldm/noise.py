@@ -14,10 +14,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-CELLS = 2**10
-"""Noise levels that BrownianNoise tells apart in an octave of sigma: 0.1 % apart at most, where 1000 steps over the
-nine octaves of Stable Diffusion are 0.6 %. An image's step takes about 12 draws, 2 ms of a CPU core for (4, 64, 64);
-twice as many levels, one draw more."""
+CLOCKS = (2**10, 2**20, 2**40)
+"""Noise levels in an octave of sigma, which BrownianNoise tells apart by the first that can. The first has them 0.1 %
+apart at most, where 1000 steps over the nine octaves of Stable Diffusion are 0.6 %. By it, an image's step takes about
+12 draws, 2 ms of a CPU core for (4, 64, 64); twice as many levels, one draw more."""
 LOWEST = 2.0**-20
 """Any sigma below, in which no picture is left to draw, is this one."""
 
@@ -56,9 +56,10 @@ class BrownianNoise:
 
     Each octave of sigma is Levy's construction: a straight line to a normal end and, on every half, quarter, eighth …
     of the octave, a hat with a normal height, keyed by its place in that tree (Karatzas & Shreve, Brownian Motion and
-    Stochastic Calculus, section 2.3). Sigma is rounded to one of `CELLS` levels, which biases nothing: a path read by a
-    clock that ticks has increments just as normal and independent. It forgets the last bits of a sigma, in which two
-    machines may differ. An interval within a level counts as the whole of one.
+    Stochastic Calculus, section 2.3). Sigma is rounded to a tick of a clock (`CLOCKS`), which biases nothing: a path
+    read at ticks has increments just as normal and independent. It forgets the last bits of a sigma, in which two
+    machines may differ. An interval within one tick has another path, independent of the first, which is read by a
+    finer clock; one too short for the finest (a part in 10^12) counts as a whole tick of that.
 
     torchsde's BrownianTree is the usual choice. But its path depends on the ends of the interval that it is made for,
     so a picture's would change with the noise that it begins with; and it is 785 lines, needs scipy and had its last
@@ -77,28 +78,33 @@ class BrownianNoise:
         start, end, shape = float(sigma), float(sigma_next), tuple(x.shape[1:])
         if end > start:
             return _sent(self._normal(f"{start:.5e}:{end:.5e}", shape), x)
-        low = _level(end)
-        high = max(_level(start), low + 1)
-        return _sent(self._increment(high, low, shape) / math.sqrt(_sigma(high) - _sigma(low)), x)
+        clock = next((clock for clock in CLOCKS if _tick(start, clock) > _tick(end, clock)), CLOCKS[-1])
+        low = _tick(end, clock)
+        high = max(_tick(start, clock), low + 1)
+        return _sent(self._increment(high, low, clock, shape) / math.sqrt(_sigma(high, clock) - _sigma(low, clock)), x)
 
-    def _increment(self, high: int, low: int, shape: tuple[int, ...]) -> Tensor:
-        """W at one level less W at another, (B, *shape) float64."""
-        increment = self._remembered(high, shape) - self._remembered(low, shape)
-        for octave in range(low // CELLS, high // CELLS):
-            increment = increment + self._over_octave(octave, shape)
+    def _increment(self, high: int, low: int, clock: int, shape: tuple[int, ...]) -> Tensor:
+        """W at one tick of a clock less W at another, (B, *shape) float64."""
+        increment = self._remembered(high, clock, shape) - self._remembered(low, clock, shape)
+        for octave in range(low // clock, high // clock):
+            increment = increment + self._over_octave(octave, clock, shape)
         return increment
 
-    def _above_octave(self, level: int, shape: tuple[int, ...]) -> Tensor:
-        """W at a level less W where its octave begins, (B, *shape) float64."""
-        octave, cell = divmod(level, CELLS)
+    def _above_octave(self, tick: int, clock: int, shape: tuple[int, ...]) -> Tensor:
+        """W at a tick less W where its octave begins, (B, *shape) float64."""
+        octave, since = divmod(tick, clock)
         above = torch.zeros(len(self.seeds), *shape, dtype=torch.float64, device="cpu")
-        for node, weight in _levy(cell / CELLS):
-            above += math.sqrt(2.0**octave) * weight * self._normal(f"{octave}:{node}", shape)
+        for node, weight in _levy(since / clock):
+            above += math.sqrt(2.0**octave) * weight * self._node(octave, node, clock, shape)
         return above
 
-    def _over_octave(self, octave: int, shape: tuple[int, ...]) -> Tensor:
+    def _over_octave(self, octave: int, clock: int, shape: tuple[int, ...]) -> Tensor:
         """W over an octave, which is as long as the sigma where it begins, (B, *shape) float64."""
-        return math.sqrt(2.0**octave) * self._normal(f"{octave}:0", shape).double()
+        return math.sqrt(2.0**octave) * self._node(octave, 0, clock, shape).double()
+
+    def _node(self, octave: int, node: int, clock: int, shape: tuple[int, ...]) -> Tensor:
+        path = "" if clock == CLOCKS[0] else f"{clock}:"
+        return self._normal(f"{path}{octave}:{node}", shape)
 
     def _normal(self, key: str, shape: tuple[int, ...]) -> Tensor:
         return keyed_noise(self.seeds, shape, f"{self.purpose}:{key}")
@@ -123,15 +129,15 @@ def _levy(place: float) -> Iterator[tuple[int, float]]:
         node, height = 2 * node + int(upper), height / math.sqrt(2)
 
 
-def _level(sigma: float) -> int:
-    """The number of the nearest level, CELLS to an octave, evenly within each."""
+def _tick(sigma: float, clock: int) -> int:
+    """The number of the nearest tick, `clock` to an octave, evenly within each."""
     mantissa, exponent = math.frexp(max(sigma, LOWEST))  # sigma = mantissa * 2^exponent, mantissa in 1/2 … 1
-    return round((exponent - 1 + 2 * mantissa - 1) * CELLS)
+    return round((exponent - 1 + 2 * mantissa - 1) * clock)
 
 
-def _sigma(level: int) -> float:
-    octave, cell = divmod(level, CELLS)
-    return 2.0**octave * (1 + cell / CELLS)
+def _sigma(tick: int, clock: int) -> float:
+    octave, since = divmod(tick, clock)
+    return 2.0**octave * (1 + since / clock)
 
 
 def slerp(a: Tensor, b: Tensor, share: float, dim: int | None = None) -> Tensor:

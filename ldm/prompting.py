@@ -19,7 +19,8 @@ from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.text_encoder import ChunkedTextEncoder
 from ldm.noise import slerp
-from ldm.prompt import Passage, parse
+from ldm.prompt import parse
+from ldm.prompt_tree import Passage
 
 Said = str | Passage | None  # a text that is read as it stands, what a prompt says in a step, or nothing given
 Shown = Callable[[Conditioning, Sequence[Item], bool], Conditioning]

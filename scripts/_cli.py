@@ -18,7 +18,8 @@ from typing import Any
 import _installed  # noqa: F401
 from _ending import flushed, full_disk, hushed, terminable
 from _kinds import MAX_SEED, check_new_folder
-from _options import COMMANDS, ELSEWHERE, OWN_DEFAULTS, PARTS, PICTURES, WITH_TORCH, WORDLESS, own_model
+from _options import COMMANDS, OWN_DEFAULTS, PARTS, PICTURES, WITH_TORCH, WORDLESS, own_model
+from _other_words import ELSEWHERE
 from _parser import Usage, as_typed, make_parser
 from _ranks import launched
 from _settings_file import with_settings

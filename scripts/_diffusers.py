@@ -15,7 +15,8 @@ from ldm.checkpoint.text_keys import to_hugging_face, tower_prefixes
 from ldm.models.clip import END
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.text_encoder import OpenCLIPTextEncoder
-from ldm.modules.unet import UNet, per_level
+from ldm.modules.unet import UNet
+from ldm.modules.unet_plan import per_level
 
 Params = Mapping[str, Any]
 

@@ -15,14 +15,15 @@ from _outline import Outlines, outlines
 from _record import DTYPES
 from torch import Tensor
 
-from ldm.generate import sample
 from ldm.items import Item
 from ldm.models.chunks import Chunk
 from ldm.models.clip import spelled
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.text_encoder import ChunkedTextEncoder
-from ldm.prompt import Clause, parse
+from ldm.prompt import parse
+from ldm.prompt_tree import Clause
+from ldm.sampling import sample
 from ldm.settings import Settings
 
 WIDTH = 80

@@ -19,7 +19,7 @@ from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.text_encoder import ChunkedTextEncoder
 from ldm.models.tiled_autoencoder import TiledAutoencoder
-from ldm.prompt import Span
+from ldm.prompt_tree import Span
 from ldm.sizes import canvas_size, picture_size
 
 TILES = (512, 256)  # pixels, that are tried where a whole picture does not fit

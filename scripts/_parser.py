@@ -7,7 +7,8 @@ import difflib
 import re
 from typing import NoReturn
 
-from _options import COMMANDS, ELSEWHERE, FLAGS, IN_PYTHON, OTHER_WORDS, groups
+from _options import COMMANDS, groups
+from _other_words import ELSEWHERE, FLAGS, IN_PYTHON, OTHER_WORDS
 
 
 class Usage(ValueError):

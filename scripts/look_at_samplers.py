@@ -30,10 +30,10 @@ from tqdm import tqdm
 
 import ldm
 from ldm.files import atomic
-from ldm.generate import sample
 from ldm.items import Item
 from ldm.models.diffusion import SAMPLERS
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.sampling import sample
 from ldm.settings import resolve
 
 PAGE = Path(__file__).parents[1] / "docs" / "samplers.md"

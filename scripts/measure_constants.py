@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import ldm.generate
+import ldm.sampling
 from ldm.checkpoint.configs import CONFIGS
 from ldm.checkpoint.load import load
 from ldm.config import build, load_config
@@ -28,7 +28,7 @@ from ldm.modules.blocks import ResnetBlock
 from ldm.settings import resolve
 
 STEPS = 8
-READERS: ldm.generate.Readers = {}
+READERS: ldm.sampling.Readers = {}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,19 +108,19 @@ def shares(model: LatentDiffusion, batch: int, rounds: int) -> None:
 
 def draw(model: LatentDiffusion, items: Sequence[Item], scale: float) -> None:
     """Steps alone: the texts are read already, but in the first round."""
-    for _ in ldm.generate.sample(model, items, resolve(model, steps=STEPS, guidance_scale=scale), readers=READERS):
+    for _ in ldm.sampling.sample(model, items, resolve(model, steps=STEPS, guidance_scale=scale), readers=READERS):
         pass
 
 
 def steps(model: LatentDiffusion, batch: int, rounds: int) -> None:
     items = [Item("a large red sphere", "fog", i) for i in range(batch)]
     same = [Item("a large red sphere", "a large red sphere", i) for i in range(batch)]
-    kept = ldm.generate.constants_of
+    kept = ldm.sampling.constants_of
 
     def nothing_kept() -> None:
-        ldm.generate.constants_of = lambda network: nullcontext  # type: ignore[assignment, return-value]
+        ldm.sampling.constants_of = lambda network: nullcontext  # type: ignore[assignment, return-value]
         draw(model, items, 7.5)
-        ldm.generate.constants_of = kept
+        ldm.sampling.constants_of = kept
 
     ways = {
         "7.5": lambda: draw(model, items, 7.5),

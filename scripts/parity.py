@@ -19,13 +19,13 @@ from _diffusers import Theirs, pipeline, states, towers_of, unet_of, vae_of
 from _synthetic import filled, normal, remember, skeleton
 from torch import Tensor
 
-from ldm.generate import sample
 from ldm.hints import Hints
 from ldm.items import Item
 from ldm.models.autoencoder import AutoencoderKL
 from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.noise import keyed_noise, starting_noise
+from ldm.sampling import sample
 from ldm.settings import Settings, resolve
 
 FAMILIES = ("sd-v1", "sd-v2", "sd-v2-v", "sd-v1-inpainting", "sd-x4-upscaler", "sdxl-base", "sdxl-refiner")

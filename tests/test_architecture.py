@@ -15,8 +15,9 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "ldm").rglob("*.py"))
 
 RANKS = [  # a file imports from lower ranks, and from its own entry's folder
-    ["ldm.files", "ldm.names"],
+    ["ldm.files", "ldm.names", "ldm.prompt_tree"],
     ["ldm.config_file"],
+    ["ldm.registry"],
     ["ldm.config", "ldm.finite", "ldm.images", "ldm.noise", "ldm.prompt"],
     ["ldm.png", "ldm.masks"],
     ["ldm.modules"],
@@ -29,6 +30,7 @@ RANKS = [  # a file imports from lower ranks, and from its own entry's folder
     ["ldm.backends", "ldm.cuda_graph", "ldm.guidance", "ldm.provenance", "ldm.regions"],
     ["ldm.items", "ldm.refiner", "ldm.settings", "ldm.sizes"],
     ["ldm.hints", "ldm.memory", "ldm.prompting"],
+    ["ldm.sampling"],
     ["ldm.generate"],
     ["ldm.pipeline"],
     ["ldm.data"],

@@ -13,10 +13,9 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import ldm
-import ldm.generate
+import ldm.sampling
 from ldm.config import build, load_config
 from ldm.cuda_graph import MOST_GRAPHS, WORTH, Recorder, constants_of
-from ldm.generate import sample
 from ldm.guidance import Guidance
 from ldm.items import Item
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -24,6 +23,7 @@ from ldm.modules.attention import attention
 from ldm.modules.constants import Constants
 from ldm.modules.unet import UNet
 from ldm.refiner import Refiner
+from ldm.sampling import sample
 from ldm.settings import resolve
 
 
@@ -62,7 +62,7 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> dict[Any, Recorder]:
     def recorder(network: Any) -> Recorder:
         return made.setdefault(network, Recorder(network, Trace))
 
-    monkeypatch.setattr(ldm.generate, "constants_of", recorder)
+    monkeypatch.setattr(ldm.sampling, "constants_of", recorder)
     return made
 
 
@@ -94,7 +94,7 @@ def test_pictures_are_those_without_a_graph(
 ) -> None:
     replayed = [draw(tiny, *items, **how) for how, items in JOBS]
     assert Trace.replays > 3 * len(JOBS) and 4 < Trace.made < len(JOBS)
-    monkeypatch.setattr(ldm.generate, "constants_of", Constants)
+    monkeypatch.setattr(ldm.sampling, "constants_of", Constants)
     for found, (how, items) in zip(replayed, JOBS, strict=True):
         same(found, draw(tiny, *items, **how))
 

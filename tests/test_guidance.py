@@ -12,12 +12,12 @@ from torch import Tensor
 
 import ldm
 from ldm.config import build, load_config
-from ldm.generate import sample
 from ldm.guidance import CFG_PP_SAMPLERS, CFG_PP_SCALE, Guidance
 from ldm.items import Item, make_items, with_scales
 from ldm.models.diffusion import SAMPLERS
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.sampling import sample
 from ldm.settings import resolve
 
 EVERYTHING = Guidance(

@@ -13,11 +13,12 @@ from PIL import Image
 import ldm
 from ldm import hints, images, masks
 from ldm.config import build, load_config
-from ldm.generate import generate, sample
+from ldm.generate import generate
 from ldm.hints import Hints
 from ldm.items import Item
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.noise import starting_noise
+from ldm.sampling import sample
 from ldm.settings import Settings, resolve
 from ldm.sizes import canvas_size
 

@@ -44,11 +44,15 @@ def test_a_pure_function_of_seed_purpose_and_interval():
         assert abs(torch.corrcoef(torch.stack([first.flatten(), other.flatten()]))[0, 1]) < 0.25
 
 
-def test_the_last_bits_of_sigma_do_not_matter_but_each_of_1000_steps_has_its_own_noise():
-    sigmas = SPACINGS["linspace"](NoiseSchedule(), 1000).tolist()
+@pytest.mark.parametrize("sigma_min", [0.03, 14.6])
+def test_each_of_1000_steps_has_its_own_noise(sigma_min):
+    sigmas = SPACINGS["karras"](NoiseSchedule(), 1000, sigma_min=sigma_min).tolist()
     x, noise = torch.zeros(1, 4), BrownianNoise([0])
-    draws = {tuple(noise(x, a, b)[0].tolist()) for a, b in zip(sigmas, sigmas[1:], strict=False)}
-    assert len(draws) == 1000
+    assert len({tuple(noise(x, a, b)[0].tolist()) for a, b in pairwise(sigmas)}) == 1000
+
+
+def test_the_last_bits_of_sigma_do_not_matter():
+    x, noise = torch.zeros(1, 4), BrownianNoise([0])
     assert torch.equal(noise(x, 14.6146, 2.3), noise(x, 14.6146 * (1 + 1e-12), 2.3 * (1 - 1e-12)))
 
 
@@ -62,6 +66,7 @@ def test_seeds_and_pixels_are_standard_normal_and_independent():
 # One Brownian path ---------------------------------------------------------------------------------------------------
 
 LEVELS = [65536, 4e3, 14.6146, 14.6, 9.7, 8, 7.99, 5.25, 4, 3, 1.1, 1.09, 1.08, 0.5, 0.031, 0.0292, 1e-5, 0]
+CLOSE = [2 - 2 * part for part in (-1e-3, 0, 1e-11, 2e-11, 1e-8, 2e-8, 4e-6, 6e-6, *(k * 1.7e-4 for k in range(1, 10)))]
 
 
 def increments(levels: list[float], pixels: int = 10_000) -> torch.Tensor:
@@ -70,12 +75,13 @@ def increments(levels: list[float], pixels: int = 10_000) -> torch.Tensor:
     return torch.cat([noise(x, a, b) for a, b in pairwise(levels)])
 
 
-def test_increments_are_standard_normal_and_independent_over_disjoint_intervals():
-    drawn = increments(LEVELS)
+@pytest.mark.parametrize("levels", [LEVELS, CLOSE])
+def test_increments_are_standard_normal_and_independent_over_disjoint_intervals(levels):
+    drawn = increments(levels)
     covariance = drawn @ drawn.T / drawn.shape[1]
     wrong = (covariance - torch.eye(len(drawn))).abs()
     assert wrong.diagonal().max() < 4.5 * (2 / 10_000) ** 0.5
-    assert wrong.fill_diagonal_(0).max() < 4.5 / 10_000**0.5  # of 136 pairs
+    assert wrong.fill_diagonal_(0).max() < 4.5 / 10_000**0.5  # of 120 or 136 pairs
     assert drawn.mean(1).abs().max() < 4.5 / 10_000**0.5
     standard = torch.distributions.Normal(0.0, 1.0)
     for one in drawn:  # Kolmogorov and Smirnov's distance; a path has it under this in all but one of 10^5 cases

@@ -11,12 +11,13 @@ from torch import Tensor
 
 import ldm
 from ldm.config import build, load_config
-from ldm.generate import generate, sample
+from ldm.generate import generate
 from ldm.guidance import Guidance
 from ldm.items import Item
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.prompting import reader, tell
+from ldm.sampling import sample
 from ldm.settings import resolve
 
 SIGMAS = torch.tensor([2.0, 1.0, 0.0])

@@ -12,7 +12,7 @@ from PIL import Image
 import ldm
 from ldm import hints, images
 from ldm.config import build, load_config
-from ldm.generate import generate, sample
+from ldm.generate import generate
 from ldm.hints import Hints, NonFiniteError
 from ldm.items import Item, make_items
 from ldm.models.diffusion import SAMPLERS
@@ -21,7 +21,8 @@ from ldm.models.diffusion.spacing import SPACINGS
 from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.noise import starting_noise
-from ldm.prompt import Span
+from ldm.prompt_tree import Span
+from ldm.sampling import sample
 from ldm.settings import Settings, resolve
 from ldm.sizes import picture_size
 

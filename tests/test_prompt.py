@@ -8,8 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
-from ldm import prompt
-from ldm.prompt import MAX_CHARACTERS, MAX_DEPTH, MAX_WEIGHT, Span, parse
+from ldm import prompt, prompt_tree
+from ldm.prompt import MAX_CHARACTERS, MAX_DEPTH, parse
+from ldm.prompt_tree import MAX_WEIGHT, Prompt, Span
 
 
 def spans(text: str, i: int = 0, steps: int = 10) -> list[tuple[str, float]]:
@@ -179,7 +180,7 @@ def test_size_and_depth_are_no_trouble(make: Callable[[int], str], monkeypatch: 
     assert _work(make(500)) <= 15 * _work(make(50)) + 100
 
 
-def _work(text: str) -> int:
+def _work(text: str, do: Callable[[Prompt], object] = lambda one: one.at(0, 2)) -> int:
     """Lines of the parser that run."""
     count = 0
 
@@ -191,7 +192,7 @@ def _work(text: str) -> int:
     previous = sys.gettrace()
     sys.settrace(trace)
     try:
-        parse(text).at(0, 2)
+        do(parse(text))
     finally:
         sys.settrace(previous)
     return count
@@ -201,11 +202,19 @@ def _work(text: str) -> int:
 def test_a_step_that_reads_nothing_new_costs_nothing(text: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A hundred times the steps are not a hundred times the work: each different text is put together once."""
     calls = []
-    at = prompt.Prompt.at
-    monkeypatch.setattr(prompt.Prompt, "at", lambda self, i, steps: calls.append(i) or at(self, i, steps))
+    read = prompt_tree._read
+    monkeypatch.setattr(prompt_tree, "_read", lambda clauses, i: calls.append(i) or read(clauses, i))
     schedule = parse(text).schedule(1000)
     assert len(schedule) == 1000 and len(calls) <= most
     assert len({clauses for _, clauses in schedule}) == most
+
+
+@pytest.mark.parametrize("rest", [":)", "(a)b", "BREAK "])
+def test_a_step_costs_what_changes_in_it(rest: str) -> None:
+    """Whatever is the same in 300 different texts is put together once."""
+    changing = "".join(f"[{'|'.join(map(str, range(size)))}]" for size in (5, 7, 11, 13))
+    short, long = (_work(changing + rest * n, lambda one: one.schedule(300)) for n in (20, 1500))
+    assert long <= short + 60 * len(rest) * 1500
 
 
 def test_bounds() -> None:

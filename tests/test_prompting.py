@@ -15,7 +15,6 @@ from torch import Tensor
 
 import ldm
 from ldm.config import build, load_config
-from ldm.generate import sample
 from ldm.guidance import Guidance
 from ldm.items import Item
 from ldm.models.diffusion.denoiser import Conditioning
@@ -24,6 +23,7 @@ from ldm.models.diffusion.prompted import Scene, composed, prompted
 from ldm.models.encoders import ClassEmbedder
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.prompting import interpolate, tell
+from ldm.sampling import sample
 from ldm.settings import resolve
 
 TINY = Path(__file__).parent / "tiny.yaml"

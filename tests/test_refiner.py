@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 import ldm
 from ldm.config import build, load_config
-from ldm.generate import sample
 from ldm.items import Item
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.refiner import Refiner
+from ldm.sampling import sample
 from ldm.settings import resolve
 
 Make = Callable[..., LatentDiffusion]

@@ -14,11 +14,11 @@ from torch._dynamo.utils import counters
 
 import ldm.regions
 from ldm.checkpoint.load import load
-from ldm.generate import sample
 from ldm.guidance import Guidance
 from ldm.items import Item
 from ldm.modules.blocks import ResnetBlock
 from ldm.regions import REGIONS, compile_regions
+from ldm.sampling import sample
 from ldm.settings import resolve
 
 

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 import ldm
-from ldm.generate import sample
 from ldm.hints import Hints
 from ldm.items import Item, make_items
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.noise import BrownianNoise, starting_noise
+from ldm.sampling import sample
 from ldm.settings import resolve
 
 STOCHASTIC = ("euler_ancestral", "dpmpp_sde", "dpmpp_3m_sde", "lcm")
@@ -47,7 +47,7 @@ def test_20_and_40_steps_of_scenes_draw_one_picture(monkeypatch: pytest.MonkeyPa
     ]
     draw = partial(latents, model, *items, sampler="euler_ancestral", spacing="linspace", guidance_scale=1.0)
     coarse, fine = draw(steps=20), draw(steps=40)
-    monkeypatch.setattr("ldm.generate.BrownianNoise", partial(BrownianNoise, purpose="another"))
+    monkeypatch.setattr("ldm.sampling.BrownianNoise", partial(BrownianNoise, purpose="another"))
     other = draw(steps=20)
     assert min(correlation(coarse, fine)) > 0.97
     assert max(correlation(other, fine)) < 0.92
@@ -57,7 +57,7 @@ def test_20_and_40_steps_of_scenes_draw_one_picture(monkeypatch: pytest.MonkeyPa
 def test_the_noise_of_the_steps_is_the_seeds(tiny: Any, sampler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not only the noise to begin with: from one picture, other seeds end elsewhere, each where it ends alone."""
     monkeypatch.setattr(
-        "ldm.generate.starting_noise", lambda seeds, shape: starting_noise([0], shape).repeat(3, 1, 1, 1)[: len(seeds)]
+        "ldm.sampling.starting_noise", lambda seeds, shape: starting_noise([0], shape).repeat(3, 1, 1, 1)[: len(seeds)]
     )
     draw = partial(latents, copy.deepcopy(tiny).double(), sampler=sampler, steps=4)
     together = draw(Item("a", seed=1), Item("a", seed=2), Item("a", seed=1))

@@ -17,7 +17,7 @@ from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.models.encoders import TextEncoder
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.text_encoder import OpenCLIPTextEncoder, TwoTowers
-from ldm.modules.unet import per_level
+from ldm.modules.unet_plan import per_level
 
 Node = dict[str, Any]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ldm.prompt import Passage
+from ldm.prompt_tree import Passage
 
 Chunk = list[tuple[int, float]]  # tokens and their weights
 

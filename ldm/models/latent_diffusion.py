@@ -26,7 +26,8 @@ from ldm.models.framing import (
 from ldm.models.image_encoder import OpenCLIPImageEncoder
 from ldm.models.text_encoder import ChunkedTextEncoder
 from ldm.modules import unet as _unet  # noqa: F401  (registers the networks a config may name)
-from ldm.prompt import Passage, parse
+from ldm.prompt import parse
+from ldm.prompt_tree import Passage
 
 if TYPE_CHECKING:
     from ldm.offload import Offload

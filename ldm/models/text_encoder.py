@@ -15,7 +15,8 @@ from ldm.config import register
 from ldm.models.chunks import Chunk, chunked, emphasized
 from ldm.models.clip import END, START, encode, open_clip_file, published_tower
 from ldm.models.encoders import TextEncoder, TextFeatures
-from ldm.prompt import MAX_CHARACTERS, Passage
+from ldm.prompt import MAX_CHARACTERS
+from ldm.prompt_tree import Passage
 
 
 class ChunkedTextEncoder(TextEncoder):

@@ -9,7 +9,8 @@ from ldm.checkpoint import text_keys
 from ldm.models.chunks import chunked, emphasized
 from ldm.models.clip import END, START, encode
 from ldm.models.text_encoder import ChunkedTextEncoder, OpenCLIPTextEncoder, TwoTowers
-from ldm.prompt import Passage, Span, parse
+from ldm.prompt import parse
+from ldm.prompt_tree import Passage, Span
 
 SMALL = {"width": 16, "heads": 2, "layers": 3}
 CPU = torch.device("cpu")

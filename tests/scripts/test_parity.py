@@ -12,11 +12,11 @@ from _diffusers import Theirs, build_theirs, pipeline, states
 from _synthetic import filled
 from torch import nn
 
-from ldm.generate import sample
 from ldm.items import Item
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.noise import starting_noise
 from ldm.refiner import Refiner
+from ldm.sampling import sample
 from ldm.settings import resolve
 
 

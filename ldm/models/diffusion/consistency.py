@@ -24,8 +24,9 @@ def lcm(
     models' sigma_data 1/2 and t counted tenfold).
     """
     schedule = NoiseSchedule() if schedule is None else schedule
+    timesteps = _timesteps(schedule, sigmas)
     for i, (sigma, sigma_next) in enumerate(intervals(sigmas)):
-        t = 10 * _timestep(schedule, sigma)
+        t = 10 * timesteps[i]
         c_skip, c_out = 0.25 / (t**2 + 0.25), t / math.sqrt(t**2 + 0.25)
         x0 = c_out * denoise(x, level(sigma)) + c_skip / math.sqrt(1 + sigma**2) * x
         x = renoise(x0, sigma, sigma_next, sigma_next, noise)
@@ -47,15 +48,16 @@ def tcd(
     DDIM, and 1 goes down to the first training level each time.
     """
     schedule = NoiseSchedule() if schedule is None else schedule
+    timesteps = _timesteps(schedule, sigmas)
     for i, (sigma, sigma_next) in enumerate(intervals(sigmas)):
         x0 = denoise(x, level(sigma))
-        t = math.floor((1 - eta) * _timestep(schedule, sigma_next) + 1e-6)  # whatever the last bits of a sigma say
+        t = math.floor((1 - eta) * timesteps[i + 1] + 1e-6)  # whatever the last bits of a sigma say
         sigma_down = min(sigma_next, float(schedule.sigmas[t])) if eta > 0 else sigma_next
         sigma_up = math.sqrt(sigma_next**2 - sigma_down**2)
         x = renoise(move(x, x0, sigma, sigma_down), sigma, sigma_next, sigma_up, noise)
         yield Step(i, sigma_next, x, x0)
 
 
-def _timestep(schedule: NoiseSchedule, sigma: float) -> float:
-    """The fractional training timestep of a noise level; 0 of those below the first."""
-    return float(schedule.sigma_to_t(torch.tensor(sigma, dtype=torch.float64)))
+def _timesteps(schedule: NoiseSchedule, sigmas: Tensor) -> list[float]:
+    """The fractional training timestep of each noise level; 0 for those below the first."""
+    return schedule.sigma_to_t(sigmas.to("cpu", torch.float64)).tolist()

@@ -10,17 +10,17 @@ from ldm.models.diffusion.step import intervals, split
 
 
 def within(inside: Guided, outside: Guided, low: float, high: float) -> Guided:
-    """Guidance in an interval, Kynkäänniemi et al. 2024, arXiv:2404.07724: `inside` where low <= sigma <= high,
-    else `outside`, mostly the conditional estimate alone. The level where the network is asked decides."""
+    """Guidance in an interval, Kynkäänniemi et al. 2024, arXiv:2404.07724: `inside` where low <= sigma <= high, else
+    `outside`, usually the conditional estimate alone. sigma is the noise level at which the network is called."""
     return Guided(lambda x, sigma: (inside if low <= float(sigma.max()) <= high else outside).estimates(x, sigma))
 
 
 def rescaled(guided: Guided, phi: float) -> Guided:
-    """Lin et al. 2023, arXiv:2305.08891, section 3.4: brings the standard deviation of each picture, which guidance
-    has raised, the share phi of the way back to that of the conditional estimate.
+    """Lin et al. 2023, arXiv:2305.08891, section 3.4. Guidance raises the standard deviation of each picture; this
+    moves it back towards that of the conditional estimate by the fraction phi.
 
-    The paper does so to the network's v; here it is x0, which v is (but for its sign) at high noise, where most is
-    raised. At phi 1 the standard deviation, over a picture's channels and places, is the conditional one.
+    The paper rescales the network's v; here it is x0, which equals -v in the limit of high noise, where guidance raises
+    it most. At phi 1 the standard deviation, over a picture's channels and pixels, is the conditional one.
     """
 
     def estimates(x: Tensor, sigma: Tensor) -> Estimates:
@@ -32,12 +32,12 @@ def rescaled(guided: Guided, phi: float) -> Guided:
 
 
 def thresholded(guided: Guided, percentile: float, limit: float | None = None) -> Guided:
-    """Dynamic thresholding, Saharia et al. 2022, arXiv:2205.11487, section 2.3: where this share of a picture's numbers
-    is not within the range of data, they are clipped to the range that it is in, and that is scaled to the data's.
+    """Dynamic thresholding, Saharia et al. 2022, arXiv:2205.11487, section 2.3. With s the given percentile of |x0| in
+    a picture, where s exceeds the data's range, x0 is clipped to [-s, s] and divided by s / range.
 
-    limit: the data's range is [-limit, limit], 1 for pixels. Latents have no range of their own. Where limit is None,
-    what is thresholded is x0 less each channel's mean, and its range is the largest such number, over channels and
-    places, of the same picture's conditional estimate; so unguided estimates, and mean colours, stay as they are.
+    limit: the data's range is [-limit, limit], 1 for pixels. Latents have no fixed range. With limit None, each
+    channel's mean is subtracted first, and the range is the largest absolute value that is then left in the picture's
+    conditional estimate; so unguided estimates, and the mean of each channel, stay as they are.
     """
 
     def estimates(x: Tensor, sigma: Tensor) -> Estimates:

@@ -4,7 +4,8 @@ All solve, with h = log(sigma / sigma_next), between noise levels
 
     x_next = exp(-H) x + (1 - exp(-H)) x0 + sigma_next sqrt(1 - exp(-2 eta h)) noise,    H = (1 + eta) h
 
-exactly for a constant x0. They differ in what they put for x0. eta 1 is the paper's SDE, 0 the probability-flow ODE.
+exactly for a constant x0. They differ in the estimate they use for x0. eta 1 is the paper's SDE, 0 the
+probability-flow ODE.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def dpmpp_3m_sde(
 ) -> Iterator[Step]:
     """Multistep, a parabola in log(sigma) through the last three x0. One call of denoise a step.
 
-    As everywhere, its bend counts half of what would make the method third order: it is second order, and the pictures
-    are those that others draw.
+    As in k-diffusion and diffusers, the quadratic term has half the weight that a third-order method needs. So this is
+    second order, and its pictures are those of the other implementations.
     """
     return _multistep(denoise, x, sigmas, noise, eta, s_noise, _parabola)
 

@@ -36,10 +36,10 @@ class Estimates(NamedTuple):
 
 @dataclass(frozen=True)
 class Guided:
-    """A denoiser that can also tell what its answer is made of.
+    """A denoiser that can also return the estimates that its answer is computed from.
 
     Rescaling needs the conditional estimate besides the answer, and CFG++ the unconditional one. They are by-products:
-    without this second output each of those wrappers would have to ask the network again.
+    without this second output each of those wrappers would have to call the network again.
     """
 
     estimates: Callable[[Tensor, Tensor], Estimates]
@@ -75,10 +75,10 @@ def guided(
     """Classifier-free guidance, Ho & Salimans 2022, arXiv:2207.12598: x0 = x0_uncond + scale * (x0_cond - x0_uncond),
     that is x0_cond + (scale - 1) * (x0_cond - x0_uncond), plus what leads away from `others` in the same way.
 
-    scale: of all pictures, or one for each. At scale 1 that is x0_cond: one network call, and `uncond` may be None.
-    Else all that one network is asked is one batched call, or several where shapes differ (prompts of unequal length):
-    padding would be attended to and change the result. An estimate of weight 0 is not asked for, but for the
-    unconditional one with `keep_uncond`.
+    scale: one for all pictures, or one for each. At scale 1 the answer is x0_cond: one network call, and `uncond` may
+    be None. Otherwise all estimates of one network are one batched call, or several where shapes differ (prompts of
+    unequal length): padding would be attended to and change the result. An estimate of weight 0 is not computed, except
+    the unconditional one with `keep_uncond`.
     """
     weight = scale - 1 if isinstance(scale, int | float) else [one - 1 for one in scale]
     leading = [away for away in others if _any(away.weight)]
@@ -111,8 +111,8 @@ def masked(denoise: Denoise, z: Tensor, mask: Tensor) -> Denoise:
 def switched(first: Denoise, second: Denoise, sigma_switch: float) -> Denoise:
     """Two experts, one for each end of the noise levels: `first` at sigma_switch and above, `second` below it.
 
-    Podell et al. 2023, arXiv:2307.01952, section 2.5. The level where a network is asked decides, so a sampler that
-    asks twice in a step may ask both.
+    Podell et al. 2023, arXiv:2307.01952, section 2.5. The noise level of each call decides, so a sampler that makes
+    two calls in a step may call both.
     """
     return lambda x, sigma: (first if float(sigma.max()) >= sigma_switch else second)(x, sigma)
 
@@ -128,7 +128,8 @@ def edited(denoiser: ConditionalDenoise, edit: Callable[[], AbstractContextManag
 
 
 class _Call(NamedTuple):
-    """What one network is asked at once, of a condition that is joined but once: so it may be known again, `is` it."""
+    """One batched call of one network. `cond` is joined once for all steps, so that it stays the same object: what is
+    computed from it alone can be kept (`modules.constants`)."""
 
     denoiser: ConditionalDenoise
     cond: Conditioning  # of all parts, one after another

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from itertools import islice
 
 from torch import Tensor
@@ -79,7 +80,13 @@ def _in_log_sigma(levels: Sequence[float], sigma_next: float) -> list[float]:
 def _equidistant(levels: Sequence[float], sigma_next: float) -> list[float]:
     if sigma_next == 0:
         return [-levels[0]]
-    return [(sigma_next - levels[0]) * weight for weight in quadrature([-j for j in range(len(levels))])]
+    return [(sigma_next - levels[0]) * weight for weight in _adams_bashforth(len(levels))]
+
+
+@cache
+def _adams_bashforth(order: int) -> list[float]:
+    """The classical weights, the newest direction's first: (3/2, -1/2) at order 2."""
+    return quadrature([-j for j in range(order)])
 
 
 def quadrature(nodes: Sequence[float], rate: float = 0.0) -> list[float]:

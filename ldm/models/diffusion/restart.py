@@ -21,14 +21,15 @@ def restart(
     restart_max: float = 2.0,
     s_noise: float = 1.0,
 ) -> Iterator[Step]:
-    """Heun's method, which at restart_min goes back: `restarts` times noise up to restart_max and the way down again.
+    """Heun's method, with `restarts` repetitions of the interval from restart_max down to restart_min, each after noise
+    has been added at restart_min to return to restart_max.
 
-    The ends are those of the given sigmas, but for the last, that are nearest to these (in log sigma), and the way down
-    is over the given sigmas between them: all this happens inside one step, which has two calls of denoise more for
-    each, `restarts` times. The noise contracts what errors have gathered. With too few sigmas to have any between, it
-    is Heun's method.
+    Both ends are rounded to the nearest of the given sigmas (in log sigma), the last excluded, and the way down visits
+    the given sigmas between them. All this happens inside one step, at two more calls of denoise for each interval
+    walked again. The added noise contracts accumulated errors. Where no sigma lies between the ends, this is Heun's
+    method.
 
-    Climb k asks for the noise of an interval of its own, the k-th above restart_min, so that no two climbs are alike.
+    Restart k draws the noise of an interval of its own, the k-th above restart_min, so that no two draws are equal.
     """
     pairs = intervals(sigmas)
     top, bottom = (_nearest([sigma for sigma, _ in pairs], end) for end in (restart_max, restart_min))

@@ -4,10 +4,10 @@ All give exactly n steps, n = 1 … T, for any schedule. Those over timesteps t 
 which have a sigma_max to begin at and a sigma_min for the last step (by default the model's last and first level).
 `uniform`, `trailing` and `linspace` are compared by Lin et al. 2023, arXiv:2305.08891, table 2.
 
-Where a published rule names a timestep twice, as some do with many steps, `_distinct` pushes the two apart.
+Where a published rule gives a timestep twice, as some do with many steps, `_distinct` separates the two.
 
-The last level of a zero-terminal-SNR schedule stands for infinity, and spacings over sigma spend most steps far up
-there, unless they are given a sigma_max; `trailing` is made for it.
+The last level of a zero-terminal-SNR schedule stands for infinity. Spacings over sigma spend most of their steps near
+it unless they are given a sigma_max; `trailing` is made for such schedules.
 """
 
 from __future__ import annotations
