@@ -31,6 +31,8 @@ from ldm.models.diffusion.step import Denoise, Step
 from ldm.models.diffusion.tiles import tiled
 from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.modules.constants import Constants
+from ldm.modules.deep_cache import DeepCache
 from ldm.modules.edits import freeu, identity_attention
 from ldm.noise import BrownianNoise, keyed_noise, starting_noise
 from ldm.prompting import Read, Told, reader, tell
@@ -69,6 +71,7 @@ class Result:
 
 
 OnStep = Callable[[Progress], object]
+Edit = Callable[[], AbstractContextManager[None]]
 Readers = dict[LatentDiffusion, Read]
 """What each model of a job has read so far."""
 NOTHING = Hints()
@@ -97,6 +100,10 @@ def generate(
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; draw at least 1 picture at a time")
     check_concat(model, hints)
+    if settings.deep_cache > 1 and hints.tiles is not None:  # which are many calls of one step
+        raise ValueError(
+            f"deep_cache is {settings.deep_cache}, but the picture is drawn in tiles; leave one of them out"
+        )
     if autoguide is not None:
         check_concat(autoguide, hints)
     readers: Readers = {}
@@ -236,7 +243,9 @@ def _denoise(
     told = _told(model, batch, settings, hints, sigmas, readers, guided=is_led)
     if told.is_led_from_itself and not guidance.cfg_pp:  # which renoises along what it is led from
         told, scales = told._replace(uncond=None), [1.0] * len(batch)
-    edits = [] if guidance.freeu is None else [partial(freeu, model.unet, *guidance.freeu)]
+    edits: list[Edit] = [] if guidance.freeu is None else [partial(freeu, model.unet, *guidance.freeu)]
+    if settings.deep_cache > 1:
+        edits.append(DeepCache(model.unet, settings.deep_cache))
     cond, network = told.cond, _network(model, hints, edits)
     denoiser = told.heard_by(network)
     perturbed = None if told.scripts is None else told.heard_by(network)  # asked apart: scripts reorder a batch's rows
@@ -250,12 +259,11 @@ def _denoise(
     return guidance.corrected(led, unguided, sigmas, settings.eta or 0.0, limit)
 
 
-def _network(
-    model: LatentDiffusion, hints: Hints, edits: Sequence[Callable[[], AbstractContextManager[None]]] = ()
-) -> ConditionalDenoise:
-    """A model's network as it is asked: edited, and tile by tile."""
+def _network(model: LatentDiffusion, hints: Hints, edits: Sequence[Edit] = ()) -> ConditionalDenoise:
+    """A model's network as it is asked: edited, and tile by tile. A CUDA graph has no calls of two kinds."""
     denoiser: ConditionalDenoise = model.denoiser
-    for edit in (constants_of(model.unet), *edits):
+    is_replayable = not any(isinstance(edit, DeepCache) for edit in edits)
+    for edit in (constants_of(model.unet) if is_replayable else Constants(model.unet), *edits):
         denoiser = edited(denoiser, edit)
     return denoiser if hints.tiles is None else tiled(denoiser, *hints.tiles)
 
