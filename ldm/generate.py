@@ -81,6 +81,10 @@ def generate(
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}; draw at least 1 picture at a time")
     check_concat(model, hints)
+    if settings.deep_cache > 1 and hints.tiles is not None:  # which are many calls of one step
+        raise ValueError(
+            f"deep_cache is {settings.deep_cache}, but the picture is drawn in tiles; leave one of them out"
+        )
     if autoguide is not None:
         check_concat(autoguide, hints)
     readers: Readers = {}

@@ -23,6 +23,8 @@ from ldm.models.diffusion.step import Denoise, Step
 from ldm.models.diffusion.tiles import tiled
 from ldm.models.framing import Framing
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.modules.constants import Constants
+from ldm.modules.deep_cache import DeepCache
 from ldm.modules.edits import freeu, identity_attention
 from ldm.noise import BrownianNoise, keyed_noise, starting_noise
 from ldm.prompting import Read, Told, reader, tell
@@ -30,6 +32,7 @@ from ldm.provenance import Asked
 from ldm.refiner import Refiner
 from ldm.settings import Settings
 
+Edit = Callable[[], AbstractContextManager[None]]
 Readers = dict[LatentDiffusion, Read]
 """What each model of a job has read so far."""
 NOTHING = Hints()
@@ -110,7 +113,9 @@ def _denoise(
     told = _told(model, batch, settings, hints, sigmas, readers, guided=is_led)
     if told.is_led_from_itself and not guidance.cfg_pp:  # which renoises along what it is led from
         told, scales = told._replace(uncond=None), [1.0] * len(batch)
-    edits = [] if guidance.freeu is None else [partial(freeu, model.unet, *guidance.freeu)]
+    edits: list[Edit] = [] if guidance.freeu is None else [partial(freeu, model.unet, *guidance.freeu)]
+    if settings.deep_cache > 1:
+        edits.append(DeepCache(model.unet, settings.deep_cache))
     cond, network = told.cond, _network(model, hints, edits)
     denoiser = told.heard_by(network)
     perturbed = None if told.scripts is None else told.heard_by(network)  # asked apart: scripts reorder a batch's rows
@@ -124,12 +129,11 @@ def _denoise(
     return guidance.corrected(led, unguided, sigmas, settings.eta or 0.0, limit)
 
 
-def _network(
-    model: LatentDiffusion, hints: Hints, edits: Sequence[Callable[[], AbstractContextManager[None]]] = ()
-) -> ConditionalDenoise:
-    """A model's network as it is asked: edited, and tile by tile."""
+def _network(model: LatentDiffusion, hints: Hints, edits: Sequence[Edit] = ()) -> ConditionalDenoise:
+    """A model's network as it is asked: edited, and tile by tile. A CUDA graph has no calls of two kinds."""
     denoiser: ConditionalDenoise = model.denoiser
-    for edit in (constants_of(model.unet), *edits):
+    is_replayable = not any(isinstance(edit, DeepCache) for edit in edits)
+    for edit in (constants_of(model.unet) if is_replayable else Constants(model.unet), *edits):
         denoiser = edited(denoiser, edit)
     return denoiser if hints.tiles is None else tiled(denoiser, *hints.tiles)
 

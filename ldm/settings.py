@@ -17,6 +17,7 @@ from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.models.diffusion.spacing import SPACINGS
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.text_encoder import ChunkedTextEncoder
+from ldm.modules.deep_cache import DeepCache
 from ldm.names import find_sampler, find_spacing
 
 CHURNING = ("s_churn", "s_tmin", "s_tmax", "s_noise")  # settings of stochastic samplers, by k-diffusion's names
@@ -46,6 +47,7 @@ class Wishes(TypedDict, total=False):
     s_tmin: float | None  # 0
     s_tmax: float | None  # infinity
     s_noise: float | None  # 1
+    deep_cache: int | None  # the network's deep levels run in one call of this many: 1, every; more is approximate
     clip_skip: int | None  # which states of the text tower: 1 the family's own, 2 those one layer before, …
 
 
@@ -72,6 +74,7 @@ class Settings:
     rho: float | None = None
     sigmas: tuple[float, ...] | None = None  # noise levels of one's own, `steps` of them, without the final 0
     guidance: Guidance = Guidance()
+    deep_cache: int = 1  # one call of this many is whole (DeepCache)
     clip_skip: int = 1  # which states of the text tower: 1 is the family's own, 2 a layer before, …
 
     @property
@@ -129,6 +132,7 @@ def resolve(model: LatentDiffusion, strength: float | None = None, **wishes: Unp
         rho=wishes.get("rho"),
         sigmas=own,
         guidance=guidance,
+        deep_cache=_deep_cache(model, wishes.get("deep_cache")),
         clip_skip=_clip_skip(model, wishes.get("clip_skip")),
     )
     settings.levels(model.schedule)  # ValueError for what the spacing does not have, or cannot do
@@ -140,6 +144,7 @@ def check_second(settings: Settings, second: LatentDiffusion, role: str) -> None
     try:
         settings.guidance.check(second, settings.sampler)
         _clip_skip(second, settings.clip_skip)
+        _deep_cache(second, settings.deep_cache)
     except ValueError as error:
         raise ValueError(f"the {role} cannot: {error}") from error
 
@@ -239,6 +244,15 @@ def _pixels(model: LatentDiffusion, name: str, pair: Sequence[int] | None, least
     if len(pair) != 2 or not all(isinstance(side, int) and side >= least for side in pair):
         raise ValueError(f"{name} is {tuple(pair)}; give two whole numbers of pixels, {least} or more")
     return pair[0], pair[1]
+
+
+def _deep_cache(model: LatentDiffusion, every: int | None) -> int:
+    if every in (None, 1):
+        return 1
+    if every < 1:
+        raise ValueError(f"deep_cache is {every}; it can be 1, which changes nothing, or more, such as 2")
+    DeepCache(model.unet, every)  # ValueError for a network that has no such levels
+    return every
 
 
 def _clip_skip(model: LatentDiffusion, clip_skip: int | None) -> int:

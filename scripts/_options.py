@@ -39,6 +39,7 @@ WITH_TORCH = {  # options that only torch's networks have, and what else to do
     "text_encoder": "give it to scripts/export_onnx.py",
     "pag": "it edits the network while it draws, and a graph is finished",
     "freeu": "it edits the network while it draws, and a graph is finished",
+    "deep_cache": "it skips parts of the network, and a graph is one piece",
     "compile": "onnxruntime compiles a graph as it loads it",
     "attention": "onnxruntime chooses its kernels itself",
     "offload": "onnxruntime holds the graphs",
@@ -104,6 +105,7 @@ HOW: tuple[Option, ...] = (
     ("--seed", seed, "N", "picture i has seed N + i (0); -1 or random draws one and prints it"),
     ("--variation-seed", seed, "N", "vary the picture of --seed towards this one's; picture i varies by N + i"),
     ("--variation-strength", number(0, 1), "V", "how far: 0 is the picture of --seed, 1 that of N"),
+    ("--deep-cache", whole(1, 1000), "N", "approximate: run the UNet's deep levels in one step of N; 2 is usual (1)"),
     ("--fixed-code", True, None, "every batch has the seeds of the first"),
 )
 ANY = (-math.inf, math.inf)

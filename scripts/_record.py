@@ -149,6 +149,7 @@ def describe(result: Result, made_by: dict[str, Any], shows: str = "picture") ->
             "Variation seed": item.variation_seed,
             "Variation seed strength": item.variation_strength or None,
             "Denoising strength": settings.strength,
+            "Deep cache": None if settings.deep_cache == 1 else settings.deep_cache,
             "Clip skip": None if settings.clip_skip == 1 else settings.clip_skip,
             "Eta": settings.eta,
             "Sigma churn": settings.s_churn,

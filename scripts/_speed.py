@@ -13,6 +13,7 @@ import torch
 
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.modules.packed import pack
+from ldm.modules.unrolled import unroll
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch's own name for where compiled kernels are kept
 
@@ -31,8 +32,14 @@ def hasten(options: argparse.Namespace, models: Sequence[LatentDiffusion | None]
             compile_regions(model.unet)
         elif model.device.type == "cpu" and options.precision != "autocast":  # which casts weights for every call
             keep_freed_memory()
-            pack(model.unet)
-            pack(model.autoencoder)
+            arrange = pack if has_avx512() else unroll
+            arrange(model.unet)
+            arrange(model.autoencoder)
+
+
+def has_avx512() -> bool:
+    """Only there have oneDNN's packed weights one form for every size of picture."""
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def keep_kernels() -> None:

@@ -3,6 +3,7 @@
 Every row runs in a process of its own that holds both sides: the same weights (random ones, nothing is downloaded) and
 the same inputs, called in turns, the median of --rounds after a warm-up. Ratios are theirs over ours: above 1, ours is
 faster. "floor" is what the operations take at the rate of torch.matmul here, or the bytes at that of a copy.
+A row's lines are printed when it is measured; with --out they are kept, and the same command goes on after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 import _installed  # noqa: F401
 from _bench import files, gpu, gpu_pictures, networks, peaks, pipelines, scaling, startup, training  # noqa: F401  (each adds its rows)
 from _bench.harness import ROWS, Bench, Line
 from _bench.machine import describe, has_gpu
+
+from ldm.files import write_text
 
 HEAD = ("row", "what, against what", "ours", "theirs", "ratio", "must show", "floor", "error")
 
@@ -32,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--file", type=Path, help="load: your checkpoint, instead of one of random weights")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="scaling: the picture of it, where matplotlib is")
     parser.add_argument("--tiny", action="store_true", help="few channels and steps: do the rows run? Seconds each")
+    parser.add_argument(
+        "--out", type=Path, metavar="JSON", help="keep the rows there; those it has are not measured again"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args(argv)
     rows = sorted(ROWS.values(), key=lambda row: row.gpu)
@@ -48,7 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = Path(temporary) if options.folder is None else options.folder
         folder.mkdir(parents=True, exist_ok=True)
         bench = Bench(folder, options.rounds, options.tiny, options.plot, options.file)
-        return report(names, bench, options.json)
+        try:
+            return report(names, bench, options.json, options.out)
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print(f"stopped{'' if options.out is None else '; the same command goes on'}", file=sys.stderr)
+            return 130
 
 
 def check(names: Sequence[str], options: argparse.Namespace) -> None:
@@ -62,26 +76,59 @@ def check(names: Sequence[str], options: argparse.Namespace) -> None:
         raise ValueError(f"--file {options.file}: there is no such file; name a .safetensors file")
 
 
-def report(names: Sequence[str], bench: Bench, as_json: bool) -> int:
-    """Print each row as soon as it is measured; 1 if one of them failed."""
+Found = dict[str, list[Line]]
+
+
+def report(names: Sequence[str], bench: Bench, as_json: bool, out: Path | None = None) -> int:
+    """Print each row as soon as it is measured, and keep it; 1 if one of them failed."""
     about = bench.alone(describe)
-    found: dict[str, list[Line]] = {}
+    kept = {} if out is None else kept_rows(out, about)
+    found: Found = {}
     if not as_json:
         print("\n".join(f"{key}: {value}" for key, value in about.items()) + "\n\n" + head(), flush=True)
     for name in names:
-        found[name] = measured(name, bench)
+        found[name] = kept[name] if name in kept else measured(name, bench)
+        if out is not None:
+            write_text(out, as_text(about, kept | found))
         if not as_json:
             print("\n".join(table_row(name, line) for line in found[name]), flush=True)
     if as_json:
+        print(as_text(about, found))
+    return int(any(has_failed(lines) for lines in found.values()))
+
+
+def as_text(about: dict[str, str], found: Found) -> str:
+    rows = {
+        name: [asdict(line) | {"ratio": line.shown, "met": line.met} for line in lines] for name, lines in found.items()
+    }
+    return json.dumps({"machine": about, "rows": rows}, indent=2)
+
+
+def kept_rows(out: Path, about: dict[str, str]) -> Found:
+    """The rows of an earlier run, but for those that failed. ValueError if it was elsewhere, or of another commit."""
+    if not out.exists():
+        return {}
+    try:
+        tree: dict[str, Any] = json.loads(out.read_text())
+        names = {field.name for field in fields(Line)}
         rows = {
-            name: [asdict(line) | {"ratio": line.shown, "met": line.met} for line in lines]
-            for name, lines in found.items()
+            name: [Line(**{key: value for key, value in line.items() if key in names}) for line in lines]
+            for name, lines in tree["rows"].items()
         }
-        print(json.dumps({"machine": about, "rows": rows}, indent=2))
-    return int(any(line.what == FAILED for lines in found.values() for line in lines))
+        machine = tree["machine"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"--out {out}: not a file of this command; name another") from error
+    if machine != about:
+        other = next((key for key in about if machine.get(key) != about[key]), "machine")
+        raise ValueError(f"--out {out}: its rows are of another {other}, {machine.get(other)}; name another file")
+    return {name: lines for name, lines in rows.items() if not has_failed(lines)}
 
 
 FAILED = "failed"
+
+
+def has_failed(lines: Sequence[Line]) -> bool:
+    return any(line.what == FAILED for line in lines)
 
 
 def measured(name: str, bench: Bench) -> list[Line]:

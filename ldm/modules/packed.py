@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from ldm.modules.attention import GEGLU, PointwiseConv
 
 OPS = torch.ops.mkldnn
-DTYPES = (torch.float32, torch.bfloat16)
 UNCHANGED: tuple[Any, ...] = ("none", [], "")  # a product goes through no function on its way out
 SIDE = 32  # of the input that a convolution packs for: always the same, so that the last bits of a picture are too
 
@@ -185,12 +184,17 @@ def pack(network: nn.Module) -> None:
             _pack(module, PACKED[type(module)])
 
 
+def is_packable(dtype: torch.dtype) -> bool:
+    """bfloat16 only where oneDNN has it: with AVX-512, or instructions for bfloat16 itself."""
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(OPS._is_mkldnn_bf16_supported()))
+
+
 def _pack(module: nn.Module, kind: type[Packed]) -> None:
     weight = module.weight
     pads_otherwise = isinstance(module, nn.Conv2d) and (
         module.padding_mode != "zeros" or isinstance(module.padding, str)
     )
-    if weight.device.type == "cpu" and weight.dtype in DTYPES and not pads_otherwise:
+    if weight.device.type == "cpu" and is_packable(weight.dtype) and not pads_otherwise:
         module.__class__ = kind  # type: ignore[assignment]
         assert isinstance(module, Packed)
         module.pack()

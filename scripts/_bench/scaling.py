@@ -12,6 +12,8 @@ from _bench.weights import PROMPT, checkpoint, hasten
 from ldm.files import atomic
 
 Points = dict[int, float]  # along an axis: seconds a run
+LINEAR = {"pictures": "as many as alone", "side": "by pixels", "steps": "by steps"}
+XLABELS = {"pictures": "pictures in a batch", "side": "side of one picture, pixels", "steps": "steps of four pictures"}
 
 
 @row("scaling", "pictures a second against batch, side and steps: no cliff, cost linear in pictures and steps")
@@ -68,21 +70,34 @@ def worst_growth(points: Mapping[int, float]) -> float:
 
 
 def plot(found: Mapping[str, Points], what: str, path: Path) -> str:
-    """Three curves into a picture; or why there is none."""
+    """Three curves into a picture, each beside the cost that is linear; or why there is none."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
     except ImportError:
         return "matplotlib is not installed"
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     for axes, (axis, points) in zip(figure.subplots(1, 3), found.items(), strict=True):
-        numbers = list(points)
-        each = [n / points[n] for n in numbers] if axis == "pictures" else [points[n] for n in numbers]
-        axes.plot(numbers, each, marker="o")
-        axes.set(xlabel=axis, ylabel="pictures / s" if axis == "pictures" else "seconds", xscale="log", yscale="log")
+        numbers, first = list(points), next(iter(points))
+        each = [n / points[n] if axis == "pictures" else points[n] for n in numbers]
+        cost = [1.0 if axis == "pictures" else (n / first) ** (2 if axis == "side" else 1) for n in numbers]
+        axes.plot(numbers, [each[0] * one for one in cost], "--", color="gray", label=LINEAR[axis])
+        axes.plot(numbers, each, marker="o", label="measured")
+        axes.set(xlabel=XLABELS[axis], ylabel="pictures / s" if axis == "pictures" else "seconds", xscale="log")
+        if axis == "side":
+            axes.set(yscale="log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(ScalarFormatter())
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        elif axis == "steps":
+            axes.set(xscale="linear", xlim=(0, None))
+        if axis != "side":
+            axes.set_ylim(0, 1.1 * max(*each, each[0] * cost[-1]))
         axes.set_xticks(numbers, [str(n) for n in numbers], minor=False)
         axes.minorticks_off()
         axes.grid(alpha=0.3)
-    figure.suptitle(f"{what}: batch, side and steps")
+        axes.legend()
+    figure.suptitle(what)
     with atomic(path) as out:
         figure.savefig(out, format="png", dpi=110)
     return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from _bench.harness import Bench, Line, row
 from _bench.weights import PROMPT, checkpoint
 
 SCRIPTS = Path(__file__).parents[1]
+PATIENCE = 600  # seconds after which a process is no candidate any more
 
 OUR_EMBEDDING = """
 import sys, torch, ldm
@@ -66,10 +68,13 @@ def processes(sides: dict[str, list[str]], bench: Bench) -> tuple[dict[str, floa
     """Median seconds of each side's command, in turns after a first one of each; and the last line it printed."""
     taken: dict[str, list[float]] = {name: [] for name in sides}
     said = {}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(SCRIPTS.parent), *sys.path[1:]])}  # this very ldm
     for _ in range(1 if bench.tiny else bench.rounds + 1):
         for name, command in sides.items():
             start = time.perf_counter()
-            run = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+            run = subprocess.run(
+                [sys.executable, *command], capture_output=True, text=True, env=environment, timeout=PATIENCE
+            )
             taken[name].append(time.perf_counter() - start)
             if run.returncode:
                 raise RuntimeError(f"{name}: {' '.join(run.stderr.split())[-250:]}")

@@ -42,6 +42,7 @@ TRIED: dict[str, tuple[Any, ...]] = {  # values of options, in the order of tria
     "attention": ("flash", "efficient", "cudnn", "math"),
     "compile": (True,),
     "tile": (512,),
+    "deep-cache": (2,),
 }
 PROMPT = "a photograph of a red cube on a sunny day"
 

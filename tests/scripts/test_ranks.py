@@ -93,3 +93,16 @@ def test_batches_are_dealt_whole() -> None:
         ranks.rank, ranks.count = rank, 3
         shares.append(ranks.own([*range(4), *range(6, 13)], 2))  # a job resumed: the third batch is there
     assert shares == [[0, 1, 8, 9], [2, 3, 10, 11], [6, 7, 12]]
+
+
+def test_torchrun_itself(tmp_path: Path) -> None:
+    """The launcher's own words for who is who; each process draws one of the two prompts."""
+    (tmp_path / "p.txt").write_text("a red cube\na cone\n")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = ["--from-file", "p.txt", "--steps", "1", "--H", "64", "--W", "64", "--device", "cpu", "--outdir", "out"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPTS.parent)}
+    command = [*launcher, str(SCRIPTS / "txt2img.py"), *words]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stderr
+    assert list(contents(tmp_path / "out")) == ["00000-0.png", "00001-1.png", "grid-00000.png"]
+    assert run.stdout.count("2 pictures: ") == 1  # the first process speaks for both

@@ -17,6 +17,7 @@ from PIL import Image
 
 from ldm.checkpoint.read import read
 from ldm.checkpoint.write import write
+from ldm.modules.packed import is_packable
 from ldm.png import read_request
 
 Run = Callable[..., int]
@@ -413,9 +414,17 @@ def test_bfloat16_by_default_where_the_processor_has_it(
     assert txt2img("--reproduce", "outputs/00000-0.png", "--outdir", "again") == 0  # in bfloat16, slow as it may be
 
 
-@pytest.mark.parametrize(("precision", "packed"), [("full", True), ("bf16", True), ("autocast", False)])
+@pytest.mark.parametrize(
+    ("precision", "avx512", "packed"),
+    [
+        ("full", True, True),
+        ("bf16", True, is_packable(torch.bfloat16)),
+        ("autocast", True, False),
+        ("full", False, False),
+    ],
+)
 def test_networks_are_packed_for_a_cpu(
-    txt2img: Run, monkeypatch: pytest.MonkeyPatch, precision: str, packed: bool
+    txt2img: Run, monkeypatch: pytest.MonkeyPatch, precision: str, avx512: bool, packed: bool
 ) -> None:
     from ldm.models.latent_diffusion import LatentDiffusion
     from ldm.modules.packed import Packed
@@ -428,6 +437,7 @@ def test_networks_are_packed_for_a_cpu(
         return decode(model, z)
 
     monkeypatch.setattr(LatentDiffusion, "decode", spy)
+    monkeypatch.setattr("_speed.has_avx512", lambda: avx512)
     assert txt2img(*DRAW, "--precision", precision) == 0
     assert seen == [[packed, packed, False]]
 
