@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import replace
+from typing import Any
 
 from ldm.data.scenes import ATTRIBUTES, Scene, Thing, center, inside_picture, sample_thing
 
@@ -31,7 +32,8 @@ def mistaken(scene: Scene, rng: random.Random) -> Scene:
     else:
         i, name = rng.randrange(len(things)), rng.choice(list(ATTRIBUTES))
         others = [value for value in ATTRIBUTES[name] if value != getattr(things[i], name)]
-        things[i] = replace(things[i], **{name: rng.choice(others)})
+        change: dict[str, Any] = {name: rng.choice(others)}
+        things[i] = replace(things[i], **change)
     return replace(scene, things=tuple(things))
 
 
