@@ -81,6 +81,7 @@ SHAPES = [(1, 5, 7, 9), (3, 5, 16, 16), (2, 5, 1, 1)]
 def test_every_kind_of_layer_at_every_shape(layers: Layers, dtype: torch.dtype, bound: float) -> None:
     layers.to(dtype)
     inputs = [torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype) for shape in SHAPES]
+    plain = {name: tensor.clone() for name, tensor in layers.state_dict().items()}
     with torch.no_grad():
         before = [layers(x) for x in inputs]
         pack(layers)
@@ -94,7 +95,7 @@ def test_every_kind_of_layer_at_every_shape(layers: Layers, dtype: torch.dtype, 
         proj = layers.geglu.proj
         assert torch.allclose(proj(x), F.linear(x, proj.weight, proj.bias), atol=bound)
         unpack(layers)
-        assert all(torch.equal(layers(x), expected) for x, expected in zip(inputs, before, strict=True))
+        assert all(torch.equal(tensor, plain[name]) for name, tensor in layers.state_dict().items())
 
 
 def test_gradients_are_those_of_the_plain_network(layers: Layers) -> None:
@@ -102,7 +103,8 @@ def test_gradients_are_those_of_the_plain_network(layers: Layers) -> None:
     (expected,) = torch.autograd.grad(layers(x).square().sum(), x)
     pack(layers)
     (found,) = torch.autograd.grad(layers(x).square().sum(), x)
-    assert torch.equal(found, expected) and found.any()
+    # the same weights, for which oneDNN may choose another routine
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6 * float(expected.abs().max())) and found.any()
 
 
 def test_autocast_computes_as_ever(layers: Layers) -> None:
