@@ -20,21 +20,26 @@ CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch's own name for where compiled kernels
 
 def hasten(options: argparse.Namespace, models: Sequence[LatentDiffusion | None]) -> None:
     """The networks of a job, once they are loaded."""
-    for model in models:
-        if model is None:
-            continue
-        if model.device.type == "cuda":
-            model.unet.to(memory_format=torch.channels_last)
+    for model in (model for model in models if model is not None):
+        on_cpu = model.device.type == "cpu"
+        if not on_cpu or not (options.compile or options.precision == "autocast"):  # which casts weights for every call
+            lay_out(model)
         if options.compile:
             from ldm.regions import compile_regions  # imports torch's compiler: a second
 
             keep_kernels()
             compile_regions(model.unet)
-        elif model.device.type == "cpu" and options.precision != "autocast":  # which casts weights for every call
-            keep_freed_memory()
-            arrange = pack if has_avx512() else unroll
-            arrange(model.unet)
-            arrange(model.autoencoder)
+
+
+def lay_out(model: LatentDiffusion) -> None:
+    """Its weights as its device multiplies them fastest, for drawing alone."""
+    if model.device.type == "cuda":
+        model.unet.to(memory_format=torch.channels_last)
+    elif model.device.type == "cpu":
+        keep_freed_memory()
+        arrange = pack if has_avx512() else unroll
+        arrange(model.unet)
+        arrange(model.autoencoder)
 
 
 def has_avx512() -> bool:

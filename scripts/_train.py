@@ -48,6 +48,7 @@ def train(options: argparse.Namespace) -> None:
     import torch
     from _device import find_device
     from _profile import profiled
+    from _speed import keep_freed_memory
     from tqdm import tqdm
 
     from ldm.config import load_plugin
@@ -58,6 +59,8 @@ def train(options: argparse.Namespace) -> None:
     if options.plugin:
         load_plugin(options.plugin)
     device = find_device(options.device)
+    if device == "cpu":
+        keep_freed_memory()  # a step makes and frees the same large tensors each time
     precision = ("bf16" if device == "cuda" else "full") if options.precision == "auto" else options.precision
     run = Run(options.config, Path(options.outdir), device, {"steps": options.steps, "batch_size": options.batch_size})
     print(f"{options.config} on {device}, {precision} precision, into {options.outdir}", flush=True)

@@ -36,6 +36,7 @@ def main() -> int:
 
 def run(options: argparse.Namespace) -> str:
     from _device import find_device
+    from _speed import lay_out
     from tqdm import tqdm
 
     from ldm.checkpoint.load import load, load_part
@@ -50,6 +51,7 @@ def run(options: argparse.Namespace) -> str:
     if options.plugin:
         load_plugin(options.plugin)
     model, judge = load(options.model, device=find_device(options.device)), load_part(options.judge, Judge)
+    lay_out(model)
     settings = {"steps": options.steps, "sampler": options.sampler, "spacing": options.spacing}
     settings |= {"guidance_scale": options.scale, "batch_size": options.batch_size}
     with tqdm(total=options.prompts, desc="drawing", unit="image", dynamic_ncols=True) as bar:
