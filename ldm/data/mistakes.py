@@ -10,7 +10,7 @@ from typing import Any
 from ldm.data.scenes import ATTRIBUTES, Scene, Thing, center, inside_picture, sample_thing
 
 ADDED, EXCHANGED, ALTERED, LOST = "added", "exchanged", "altered", "lost"
-WEIGHTS = {ADDED: 60, EXCHANGED: 20, ALTERED: 15, LOST: 5}  # roughly how often a sampler makes each
+WEIGHTS = {ADDED: 45, EXCHANGED: 20, ALTERED: 30, LOST: 5}  # roughly how often a sampler makes each
 ALIKE = 0.8  # share of added things that are a second one of what is there
 TRIES = 200  # to find a place for one more
 

@@ -31,7 +31,7 @@ def mistake(scene, wrong):
 def test_there_is_one_mistake_of_each_kind_as_often_as_meant():
     scenes = [sample_scene(seed) for seed in range(400)]
     kinds = Counter(mistake(s, mistaken(s, random.Random(i))) for i, s in enumerate(scenes))
-    assert kinds["added"] > 160 and min(kinds[name] for name in ("exchanged", "altered", "lost")) > 8
+    assert kinds["added"] > 120 and min(kinds[name] for name in ("exchanged", "altered", "lost")) > 8
 
 
 def test_most_added_things_are_a_second_one():
