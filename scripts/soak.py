@@ -14,7 +14,8 @@ import statistics
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -108,21 +109,11 @@ def resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-class muted:  # noqa: N801 (a context manager)
-    """What the process prints goes nowhere inside."""
-
-    def __enter__(self) -> None:
-        sys.stdout.flush()
-        self._kept, null = [os.dup(1), os.dup(2)], os.open(os.devnull, os.O_WRONLY)
-        for stream in (1, 2):
-            os.dup2(null, stream)
-        os.close(null)
-
-    def __exit__(self, *_: object) -> None:
-        sys.stdout.flush()
-        for stream, kept in zip((1, 2), self._kept, strict=True):
-            os.dup2(kept, stream)
-            os.close(kept)
+@contextmanager
+def muted() -> Iterator[None]:
+    """What is printed goes nowhere inside."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 # --- one folder --------------------------------------------------------------------------------------------------
@@ -146,8 +137,8 @@ def _started(line: list[str]) -> int:
     if child == 0:
         status = 1
         try:
-            muted().__enter__()
-            status = draw("txt2img", line)
+            with muted():
+                status = draw("txt2img", line)
         finally:
             os._exit(status)
     return child

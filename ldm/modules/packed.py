@@ -190,10 +190,15 @@ def _pack(module: nn.Module, kind: type[Packed]) -> None:
     pads_otherwise = isinstance(module, nn.Conv2d) and (
         module.padding_mode != "zeros" or isinstance(module.padding, str)
     )
-    if weight.device.type == "cpu" and weight.dtype in DTYPES and not pads_otherwise:
+    if weight.device.type == "cpu" and _is_packed_here(weight.dtype) and not pads_otherwise:
         module.__class__ = kind  # type: ignore[assignment]
         assert isinstance(module, Packed)
         module.pack()
+
+
+def _is_packed_here(dtype: torch.dtype) -> bool:
+    """oneDNN packs bfloat16 on some processors only; on the others layers stay plain."""
+    return dtype in DTYPES and (dtype != torch.bfloat16 or bool(OPS._is_mkldnn_bf16_supported()))
 
 
 def unpack(network: nn.Module) -> None:
