@@ -48,8 +48,13 @@ def _realise(plan: Any, source: str) -> Any:
         kwargs = {key: _realise(value, source) for key, value in plan.kwargs.items()}
         try:
             return plan.cls(**kwargs)
-        except (ArithmeticError, AssertionError) as error:  # what no check of the class's own foresaw
+        except (ArithmeticError, AssertionError, ValueError) as error:
             where = f"{source}: {plan.path or plan.cls.__name__}"
+            if type(error) is ValueError:  # of the class, which does not know where its params stand
+                raise ConfigError(f"{where}: {error}") from error
+            if isinstance(error, ValueError):  # of another file, which is named
+                raise
+            # what no check of the class's own foresaw
             raise ConfigError(f"{where}: cannot be made of these params ({error}); change them") from error
     if isinstance(plan, dict):
         return {key: _realise(value, source) for key, value in plan.items()}

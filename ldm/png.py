@@ -142,7 +142,7 @@ def _ends(path: Path) -> dict[str, int]:
     """Where the names end that a job's file takes; a file of another program takes none."""
     try:
         return {str(prefix): int(end) for prefix, end in json.loads(path.read_text("utf-8"))["next"].items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         return {}
 
 

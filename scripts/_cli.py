@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import _installed  # noqa: F401
-from _ending import flushed, full_disk, hushed, terminable
+from _ending import ended, full_disk
 from _kinds import MAX_SEED, check_new_folder
 from _options import COMMANDS, OWN_DEFAULTS, PARTS, PICTURES, WITH_TORCH, WORDLESS, own_model
 from _other_words import ELSEWHERE
@@ -53,10 +53,7 @@ NEEDED = {
 
 def main(command: str, argv: Sequence[str] | None = None) -> int:
     """Run `txt2img`, `img2img`, … with argv (by default the process's own) and say how it went."""
-    argv = sys.argv[1:] if argv is None else list(argv)
-    with terminable():
-        status = _heard(command, argv)
-    return hushed() if status == 0 and not flushed() else status
+    return ended(lambda: _heard(command, sys.argv[1:] if argv is None else list(argv)))
 
 
 def _heard(command: str, argv: Sequence[str]) -> int:
@@ -79,16 +76,14 @@ def _run(command: str, argv: Sequence[str]) -> int:
         from _draw import draw  # torch from here on
 
         return draw(options)
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
     except BrokenPipeError:
-        return hushed()
+        raise
     except Exception as error:
         if "--debug" in argv:
             raise
         mistake = isinstance(error, ValueError)
-        failure = f"failed: {full_disk(error) or error or type(error).__name__} (--debug shows where)"
+        full = full_disk(error, "then --resume draws the rest")
+        failure = f"failed: {full or error or type(error).__name__} (--debug shows where)"
         said = f"error: {as_typed(str(error), command)}" if mistake else failure
         print(*map(_short, said.splitlines()), sep="\n", file=sys.stderr)
         return 2 if mistake else 1

@@ -1,4 +1,4 @@
-"""How a command ends when it is not by itself: SIGTERM, nobody who reads, a full disk."""
+"""How a command ends when it is not by itself: Ctrl-C, SIGTERM, nobody who reads, a full disk."""
 
 from __future__ import annotations
 
@@ -7,11 +7,33 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 UNREAD = 141  # the exit status that a shell gives of what SIGPIPE ends
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def ended(work: Callable[[], int]) -> int:
+    """The exit status of a whole script: what `work` returns; 130 when stopped, 141 when nobody reads any more, 1 with
+    a sentence on a full disk."""
+    with terminable():
+        try:
+            status = work()
+        except SystemExit as error:  # --help, or a mistake that argparse has told of
+            status = error.code if isinstance(error.code, int) else int(error.code is not None)
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            return 130
+        except BrokenPipeError:
+            return hushed()
+        except OSError as error:
+            said = full_disk(error, "then start it again")
+            if said is None:
+                raise
+            print(f"failed: {said}", file=sys.stderr)
+            return 1
+    return status if flushed() else hushed(status or UNREAD)
 
 
 @contextmanager
@@ -38,19 +60,19 @@ def flushed() -> bool:
     return True
 
 
-def hushed() -> int:
+def hushed(status: int = UNREAD) -> int:
     """Nobody reads any more (`| head`), and Python would complain of it once more at its end. The exit status."""
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # no file, under pytest
             os.dup2(null, stream.fileno())
     os.close(null)
-    return UNREAD
+    return status
 
 
-def full_disk(error: BaseException) -> str | None:
-    """The sentence, if that is it. A picture is whole before it has a name, so nothing has to be cleaned up."""
+def full_disk(error: BaseException, remedy: str) -> str | None:
+    """The sentence, if that is it. A file is whole before it has a name, so nothing has to be cleaned up."""
     if not isinstance(error, OSError) or error.errno not in FULL:
         return None
     where = f"{error.filename}: " if error.filename else ""
-    return f"{where}the disk is full; what is finished is whole and stays: make room, then --resume draws the rest"
+    return f"{where}the disk is full; what is finished is whole and stays: make room, {remedy}"

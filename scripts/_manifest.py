@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 from _options import PARTS, PICTURES
-from _record import as_tiled, our_version, sha256
+from _record import MAX_THREADS, as_tiled, our_version, sha256
 
 from ldm.checkpoint.load import weights_path
 from ldm.files import claimed
@@ -163,7 +164,10 @@ class Job:
         return dict(json.loads(json.dumps(tree)))
 
     def _find(self) -> None:
-        """The job that was begun with the same options; none: a new one. ValueError if another was left unfinished."""
+        """The job that was begun with the same options; none: a new one.
+
+        ValueError if another was left unfinished, or has the same prompts and seeds: some option is not what it was.
+        """
         wanted = self._wanted()
         found = {path: _read(path) for path in sorted(self.folder.path.glob("job-*.json"), reverse=True)}
         same = [path for path, tree in found.items() if tree["hash"] == _hash(wanted)]
@@ -171,7 +175,7 @@ class Job:
             self.take(next((path for path in same if not self._is_over(found[path])), same[0]))
             self._check()
             return
-        for path in (path for path, tree in found.items() if not self._is_over(tree)):
+        for path in (path for path, tree in found.items() if not self._is_over(tree) or _asks_the_same(tree, wanted)):
             remedy = "repeat its options, or leave --resume out to begin a new job"
             raise ValueError(f"--resume: {path} was begun otherwise: {_difference(found[path], wanted)}; {remedy}")
 
@@ -187,7 +191,7 @@ class Job:
         self.path, self.digest, self.batch_size = path, tree["hash"], int(tree["batch_size"])
         self.options.batch_size = self.batch_size
         as_tiled(self.options, tree)
-        torch.set_num_threads(max(1, int(tree["threads"])))  # the threads split sums among them
+        torch.set_num_threads(tree["threads"])  # the threads split sums among them
 
     def _check(self) -> None:
         """That the files of these names are this job's."""
@@ -214,12 +218,33 @@ def _hash(tree: Tree) -> str:
 def _read(path: Path) -> Tree:
     try:
         tree = json.loads(path.read_text("utf-8"))
-        if tree["format"] != FORMAT or tree["hash"] != _hash(tree):
+        if tree["format"] != FORMAT or tree["hash"] != _hash(tree) or not _is_ours(tree):
             raise ValueError("it was changed, or is of another version")
         return dict(tree)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         why = f"{type(error).__name__}: {error}"
         raise ValueError(f"--resume: {path} is not a job's manifest as it was written ({why}); move it away") from error
+
+
+def _asks_the_same(was: Tree, now: Tree) -> bool:
+    """Whether both are for the same prompts and seeds."""
+    told = [[(item.get("prompt"), item.get("seed")) for item in tree["items"]] for tree in (was, now)]
+    return was["command"] == now["command"] and told[0] == told[1]
+
+
+def _is_ours(tree: Tree) -> bool:
+    """Whether what the hash does not cover can be meant: numbers in their ranges, and names that lead nowhere else."""
+    numbers = ((tree["batch_size"], 1, 1 << 20), (tree["threads"], 1, MAX_THREADS), (tree.get("tile", 0), 0, 1 << 16))
+    named = [item["name"] for item in tree["items"] if "name" in item]
+    return (
+        all(type(number) is int and least <= number <= most for number, least, most in numbers)
+        and all(isinstance(text, str) for text in (tree["command"], *named, *tree["grids"]))
+        and all(re.fullmatch(r"\d{5,}-\d+", name) for name in named)
+        and all(re.fullmatch(r"grid-\d{5,}", name) for name in tree["grids"])
+        and len(tree["items"]) > 0
+        and len(set(named)) in (0, len(tree["items"]))
+        and isinstance(tree["parameters"], dict)
+    )
 
 
 def _difference(was: Tree, now: Tree) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import re
-from typing import NoReturn
+import sys
+from typing import IO, NoReturn
 
 from _options import COMMANDS, groups
 from _other_words import ELSEWHERE, FLAGS, IN_PYTHON, OTHER_WORDS
@@ -29,6 +30,10 @@ class Parser(argparse.ArgumentParser):
         elif message.endswith("expected one argument"):
             message += "; one that begins with a dash is written --option=-value"
         raise Usage(message)
+
+    def _print_message(self, message: str, file: IO[str] | None = None) -> None:
+        """As argparse does, which passes over a reader of --help that has gone."""
+        print(message, end="", file=file or sys.stderr)
 
 
 def as_typed(message: str, command: str) -> str:

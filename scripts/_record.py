@@ -20,6 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from ldm import images
 from ldm.checkpoint.load import weights_path
 from ldm.checkpoint.onnx_folder import UNET
+from ldm.files import regular_size
 from ldm.generate import Result
 from ldm.items import Item
 from ldm.models.autoencoder import Autoencoder
@@ -37,6 +38,7 @@ KINDS: dict[str, tuple[type, ...]] = {  # what a setting of each type is in JSON
     "tuple[int, int] | None": (list, type(None)),
 }
 WEIGHTS, GRAPHS = (".json", ".safetensors", ".bin"), (".yaml", ".onnx", ".data")  # what in a folder makes a model
+MAX_THREADS = 4096  # that a picture or a manifest may ask for
 DTYPES = {"full": torch.float32, "autocast": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -202,17 +204,25 @@ def take_over(options: argparse.Namespace) -> dict[str, Any]:
             setattr(options, name, getattr(options, name, None) or pictures.get(name, {}).get("file"))
         as_tiled(options, request)
         threads, _ = int(request["threads"]), (items[request["index"]], model["sha256"])
+        if not 1 <= threads <= MAX_THREADS:
+            raise ValueError(f"threads is {threads}")
         began_from = {name: str(picture["sha256"]) for name, picture in pictures.items()}
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         what = f"its request is not one of ours ({type(error).__name__}: {error})"
         raise ValueError(f"--reproduce {options.reproduce}: {what}; name a picture drawn here") from error
     for name, file in picture_files(options).items():
-        if sha256(file) != began_from.get(name):
+        try:
+            is_it = regular_size(file) >= 0 and not Path(file).is_dir() and sha256(file) == began_from.get(name)
+        except (OSError, ValueError) as error:  # a picture may name anything: a device, a path that no file can have
+            why = error.strerror if isinstance(error, OSError) else error
+            what = f"cannot be read ({why}), and {options.reproduce} began from it"
+            raise ValueError(f"--{name.replace('_', '-')} {file}: {what}; name that picture") from error
+        if not is_it:
             option = name.replace("_", "-")
             raise ValueError(f"--{option} {file}: not what {options.reproduce} began from; name that picture")
     options.n_samples = options.batch_size = len(items)  # the same company
     options.outdir = options.outdir or "outputs"
-    torch.set_num_threads(max(1, threads))  # the threads split sums among them
+    torch.set_num_threads(threads)  # the threads split sums among them
     return request
 
 

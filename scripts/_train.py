@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import _installed  # noqa: F401
+from _ending import ended
 from _kinds import check_new_folder
 
 PROFILED = 5  # steps: one says little, and more say the same
@@ -15,6 +16,10 @@ PROFILED = 5  # steps: one says little, and more say the same
 
 def main(description: str, recipe: str, outdir: str) -> int:
     """Train by a recipe into a folder; 0 when done, 2 for a mistake in the options or the recipe."""
+    return ended(lambda: _run(description, recipe, outdir))
+
+
+def _run(description: str, recipe: str, outdir: str) -> int:
     epilog = "Run it again on the same --outdir to go on after a stop."
     parser = argparse.ArgumentParser(description=description, epilog=epilog)
     parser.add_argument("--config", default=recipe, metavar="YAML", help="the recipe (default: %(default)s)")

@@ -21,6 +21,7 @@ import _installed  # noqa: F401
 from _bench import files, gpu, gpu_pictures, networks, peaks, pipelines, scaling, startup, training  # noqa: F401  (each adds its rows)
 from _bench.harness import ROWS, Bench, Line
 from _bench.machine import describe, has_gpu
+from _ending import ended
 
 from ldm.files import write_text
 
@@ -180,4 +181,4 @@ def amount(value: float | None, unit: str) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(ended(main))

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import _installed  # noqa: F401
+from _ending import ended
 
 FAULTS = ("unreadable", "lost", "duplicates", "different", "leftovers", "failed")
 WORDS = ("a red cube", "a large matte blue sphere", "a green cone at night", "a tiny yellow box", "two white cylinders")
@@ -198,4 +199,4 @@ def training(options: argparse.Namespace, folder: Path) -> Work:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(ended(main))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import os
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import _installed  # noqa: F401
 import torch
+from _ending import ended
 
 from ldm.checkpoint import checksums, read
 from ldm.checkpoint.fit import check_finite
@@ -25,7 +27,8 @@ CODES: dict[str, Callable[[bytes], object]] = {
 }
 
 
-def main() -> None:
+def main() -> int:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     block = os.urandom(1 << 26) * 4
     for name, code in CODES.items():
         print(f"{name:8} {len(block) / min(seconds(lambda code=code: code(block)) for _ in range(3)) / 1e9:.2f} GB/s")
@@ -60,4 +63,4 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(ended(main))

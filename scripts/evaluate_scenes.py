@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import _installed  # noqa: F401
+from _ending import ended
 
 
 def main() -> int:
@@ -77,4 +78,4 @@ def table(report: dict[str, dict[str, float]], options: argparse.Namespace) -> s
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(ended(main))

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import _installed  # noqa: F401
+from _ending import ended
 from _kinds import check_new_folder
 
 MOST = 1e-4  # |onnxruntime - torch| / |torch| that a graph may have
@@ -35,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         _check(options)
         return write_graphs(options)
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if options.debug:
             raise
@@ -76,4 +79,4 @@ def write_graphs(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(ended(main))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import _installed  # noqa: F401
+from _ending import ended
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -143,4 +144,4 @@ def worsened(model: LatentDiffusion, amount: float = 0.1) -> LatentDiffusion:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(ended(main))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import _installed  # noqa: F401
+from _ending import ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -50,4 +51,4 @@ def lines(found: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(ended(main))

@@ -12,6 +12,7 @@ from pathlib import Path
 import _installed  # noqa: F401
 import torch
 from _device import find_device
+from _ending import ended
 from _sampler_figures import (
     CHECK,
     DETERMINISTIC,
@@ -155,4 +156,4 @@ def _around(page: Path) -> tuple[str, str]:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(ended(main))

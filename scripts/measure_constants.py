@@ -6,7 +6,6 @@ python scripts/measure_constants.py [--rounds N] [--compile]. Processor time, so
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -14,6 +13,7 @@ from typing import Any
 
 import _installed  # noqa: F401
 import torch
+from _ending import ended
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -157,4 +157,4 @@ def compiled(plain: LatentDiffusion, rounds: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(ended(main))

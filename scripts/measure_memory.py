@@ -10,6 +10,7 @@ import time
 
 import _installed  # noqa: F401
 import torch
+from _ending import ended
 from _fit import ROUGHLY, Demand, tiled
 from _memory import Peak, without_scores
 from _outline import Outlines
@@ -53,7 +54,7 @@ def in_tiles(name: str = "sd-v1") -> None:
         print(f"{name} {SIDE}x{SIDE} {how:<20} {peak.most / 1e9:.2f} GB, {count.get_total_flops() / whole:.2f} x")
 
 
-if __name__ == "__main__":
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pixels", action="store_true", help="the first table alone")
     parser.add_argument("--tiles", action="store_true", help="the second table alone")
@@ -62,3 +63,8 @@ if __name__ == "__main__":
         by_pixel()
     if not options.pixels:
         in_tiles()
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(ended(main))

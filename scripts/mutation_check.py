@@ -29,6 +29,7 @@ from typing import Any
 
 import _installed  # noqa: F401
 import torch
+from _ending import ended
 from _mutation_runs import FOLDER, ROOT, TESTS, Entered, Function, Session, anew, in_child, in_place, measured
 from _mutations import mutants
 
@@ -152,4 +153,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(ended(main))

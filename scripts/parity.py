@@ -16,6 +16,7 @@ from typing import Any
 import _installed  # noqa: F401
 import torch
 from _diffusers import Theirs, pipeline, states, towers_of, unet_of, vae_of
+from _ending import ended
 from _synthetic import filled, normal, remember, skeleton
 from torch import Tensor
 
@@ -241,4 +242,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(ended(main))

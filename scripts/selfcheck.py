@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import _installed  # noqa: F401
+from _ending import ended
 
 KINDS = ("handled", "not handled", "accepted but wrong")
 
@@ -73,4 +74,4 @@ def table_of(rows: Sequence[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(ended(main))

@@ -16,6 +16,7 @@ from ldm.generate import Result
 from ldm.memory import NotEnoughMemoryError, is_out_of_memory
 from ldm.models.latent_diffusion import LatentDiffusion
 
+pytestmark = pytest.mark.fault
 CPU = "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"
 ERRORS = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), RuntimeError(CPU), MemoryError()]
 

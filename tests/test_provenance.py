@@ -20,6 +20,7 @@ from ldm.models.diffusion import SAMPLERS
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.provenance import origin_of_step
 
+pytestmark = pytest.mark.fault
 PICTURE = Image.fromarray(np.random.default_rng(1).integers(0, 256, (32, 32, 3), dtype=np.uint8))
 Break = Callable[[LatentDiffusion], Any]
 

@@ -117,7 +117,7 @@ def rules(module: nn.Module, new_attention_order: bool = False) -> list[Rule]:
         return list(_unet_rules(module, new_attention_order))
     if isinstance(module, AutoencoderKL | VQModel):
         return list(_autoencoder_rules(module))
-    raise TypeError(f"no original names are known for a {type(module).__name__}")
+    raise ValueError(f"has names of an original file, where a {type(module).__name__} has none; use a diffusers folder")
 
 
 def _unet_rules(unet: UNet, new_attention_order: bool) -> Iterator[Rule]:

@@ -26,6 +26,7 @@ _MAX_PICKLE = 4 << 20  # bytes without the tensors' own
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # what training programs keep the weights under
 _MAX_NESTING = 3
 _AGAIN = "get it again: it is incomplete or damaged"
+_DAMAGED = (RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, AssertionError, struct.error)
 
 
 class CheckpointError(ValueError):
@@ -104,7 +105,8 @@ def _read_safetensors(path: Path, size: int) -> Weights:
         fault = checksums.fault(header, entries, metadata, tensors)
         texts = {str(k): str(v) for k, v in metadata.items() if k not in (checksums.KEY, *checksums.MARK)}
     except (SafetensorError, ValueError, AttributeError, LookupError, TypeError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: not a valid safetensors file ({error}); {_AGAIN}") from error
+        why = " ".join(str(error).split())  # the library quotes the header, line breaks and all
+        raise CheckpointError(f"{path}: not a valid safetensors file ({why}); {_AGAIN}") from error
     if fault is not None:
         raise CheckpointError(f"{path}: {fault} is not what was written there, as its checksum tells; {_AGAIN}")
     return Weights(tensors, texts)
@@ -148,7 +150,7 @@ def _read_pickle(path: Path, *, is_zip: bool) -> dict[str, Tensor]:
             f"{path}: holds objects that are not tensors, which could run code, or is damaged; expected plain weights: "
             "convert it to safetensors where you trust it"
         ) from None  # torch's own text advises to switch the protection off
-    except (RuntimeError, EOFError, ValueError, TypeError, LookupError, AttributeError, struct.error) as error:
+    except _DAMAGED as error:
         raise CheckpointError(f"{path}: not readable as a torch checkpoint; {_AGAIN}") from error
     return _flat(contents, path)
 

@@ -20,6 +20,7 @@ import _installed  # noqa: E402, F401
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from _device import find_device  # noqa: E402
+from _ending import ended  # noqa: E402
 from _tuning import Row, check_out, fastest, machine, save, table  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
@@ -135,6 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         return tune(options)
+    except BrokenPipeError:
+        raise
     except (ValueError, RuntimeError, OSError) as error:
         mistake = isinstance(error, ValueError)
         print(f"{'error' if mistake else 'failed'}: {error}", file=sys.stderr)
@@ -173,4 +176,4 @@ def tune(options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(ended(main))

@@ -29,6 +29,7 @@ import torch  # noqa: E402
 from _cli import parse  # noqa: E402
 from _device import find_device  # noqa: E402
 from _draw import Listener, draw  # noqa: E402
+from _ending import ended  # noqa: E402
 from _options import groups  # noqa: E402
 from _tuning import Row, Settings, check_out, fastest, machine, mean_difference, save, table  # noqa: E402
 from PIL import Image  # noqa: E402
@@ -168,6 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         base += ["--steps", str(options.steps), "--n-samples", str(options.n_samples)]
         base += ["--n-iter", str(options.rounds + 1)] + ([] if options.config is None else ["--config", options.config])
         return report(search(base, options), options)
+    except BrokenPipeError:
+        raise
     except (ValueError, RuntimeError, OSError) as error:
         if options.debug:
             raise
@@ -191,4 +194,4 @@ def report(rows: list[Row], options: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(ended(main))

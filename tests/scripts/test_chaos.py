@@ -24,12 +24,14 @@ def chaos(*options: object) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.fault
 def test_a_batch_survives_being_killed(tiny_file: Path) -> None:
     found = chaos("batch", "--kills", 4, "--model", tiny_file, "--pictures", 6, "--size", 32)
     assert found["kills"] == 4 and found["jobs"] >= 1 and found["files in a job"] == 8
     assert {name: found[name] for name in FAULTS} == dict.fromkeys(FAULTS, 0)
 
 
+@pytest.mark.fault
 def test_a_training_survives_being_killed() -> None:
     found = chaos("train", "--kills", 3, "--steps", 20)
     assert found["kills"] == 3 and found["files in a job"] == 5

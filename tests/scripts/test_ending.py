@@ -16,6 +16,7 @@ import torch
 from ldm.images import load_image
 
 Run = Callable[..., int]
+pytestmark = pytest.mark.fault
 Capture = pytest.CaptureFixture[str]
 DRAW = ("--prompt", "a red cube", "--steps", 1, "--n-samples", 2, "--n-iter", 2)
 
@@ -69,8 +70,56 @@ def test_a_reader_that_goes_is_left_in_peace(txt2img: Run, monkeypatch: pytest.M
     assert not any(word in Path("stderr").read_text() for word in ("failed", "Error", "pipe"))
 
 
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("batch", [0, 1])
+def test_a_second_signal_stops_at_once(
+    txt2img: Run, monkeypatch: pytest.MonkeyPatch, capsys: Capture, first: int, second: int, batch: int
+) -> None:
+    import _output
+
+    step, count = _output.Bar.step, [0]
+
+    def twice(self: Any, progress: Any) -> None:
+        step(self, progress)
+        count[0] += 1
+        if count[0] == 1 + batch:
+            os.kill(os.getpid(), first)
+            os.kill(os.getpid(), second)
+
+    assert txt2img(*DRAW, "--outdir", "whole") == 0
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patch:
+        patch.setattr(_output.Bar, "step", twice)
+        assert txt2img(*DRAW, "--outdir", "now") == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped"
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert len(list(Path("now").glob("0*.png"))) == 2 * batch and not list(Path("now").glob(".*"))
+    assert txt2img(*DRAW, "--outdir", "now", "--resume") == 0 and contents("now") == contents("whole")
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.ENOENT], ids=errno.errorcode.get)
+def test_a_folder_that_takes_no_files(
+    txt2img: Run, monkeypatch: pytest.MonkeyPatch, capsys: Capture, number: int
+) -> None:
+    """Found before a model is loaded, whoever asks: root may write anywhere."""
+    import _draw
+
+    import ldm.png
+
+    def refuse(**_: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(ldm.png.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(_draw, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    assert txt2img(*DRAW) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: outputs: pictures cannot be written there") and os.strerror(number) in said
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG], ids=errno.errorcode.get)
 @pytest.mark.parametrize("k", [0, 1, 3, 9, 12])
-def test_a_full_disk(txt2img: Run, monkeypatch: pytest.MonkeyPatch, capsys: Capture, k: int) -> None:
+def test_a_full_disk(txt2img: Run, monkeypatch: pytest.MonkeyPatch, capsys: Capture, k: int, number: int) -> None:
     """At the k-th write from the first picture on; a write leaves half of its bytes there."""
     import _draw
 
@@ -86,7 +135,7 @@ def test_a_full_disk(txt2img: Run, monkeypatch: pytest.MonkeyPatch, capsys: Capt
         def write(self, data: bytes) -> int:
             if left[0] == 0:
                 self._file.write(data[: len(data) // 2])
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise OSError(number, os.strerror(number))
             left[0] -= 1
             return int(self._file.write(data))
 

@@ -150,10 +150,26 @@ def test_other_weights_are_refused(txt2img: Run, make_tiny: Callable[..., Path],
     assert "--model was" in capsys.readouterr().err
 
 
-def test_a_job_of_other_options_that_is_finished_is_in_nobodys_way(txt2img: Run) -> None:
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [(("--steps", 3), "--steps was 2, and is 3 here"), (("--neg", "fog"), "the --negative-prompt of picture 1 was")],
+)
+def test_a_finished_job_of_the_same_prompts_and_seeds_is_not_begun_otherwise(
+    txt2img: Run, capsys: Capture, options: tuple[object, ...], difference: str
+) -> None:
     assert txt2img(*SIX) == 0
-    assert txt2img(*SIX, "--steps", 3, "--resume") == 0
-    assert {"job-00000.json", "job-00001.json", "00011-5.png"} <= set(contents("outputs"))
+    before = contents("outputs")
+    assert txt2img(*SIX, *options, "--resume") == 2
+    error = capsys.readouterr().err.rstrip().splitlines()[-1]
+    assert f"job-00000.json was begun otherwise: {difference}" in error and "leave --resume out" in error
+    assert contents("outputs") == before
+    assert txt2img(*SIX, *options) == 0 and len(contents("outputs")) == 2 * len(before)
+
+
+def test_a_finished_job_of_other_pictures_is_in_nobodys_way(txt2img: Run) -> None:
+    assert txt2img(*SIX) == 0
+    assert txt2img(*SIX, "--seed", 6, "--steps", 3, "--resume") == 0
+    assert {"job-00000.json", "job-00001.json", "00011-11.png"} <= set(contents("outputs"))
 
 
 def test_what_is_in_the_way_is_left_alone_and_named(txt2img: Run, capsys: Capture) -> None:

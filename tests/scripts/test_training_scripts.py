@@ -1,6 +1,8 @@
 """The training and evaluation scripts: mistakes are one sentence, and a tiny run goes through."""
 
+import errno
 import json
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -43,6 +45,35 @@ def test_training_writes_weights_and_goes_on_where_it_stopped(recipe, tmp_path, 
     assert (tmp_path / "run" / "model.safetensors").exists() and (tmp_path / "run" / "preview-000002.png").exists()
     assert call("train_autoencoder", *options, "--steps", 3, monkeypatch=monkeypatch) == 0
     assert "resumed at step 2" in capsys.readouterr().out
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("k", range(6))
+def test_a_full_disk_is_a_sentence_and_a_training_goes_on_bit_for_bit(recipe, tmp_path, capsys, monkeypatch, k):
+    import ldm.files
+
+    options = ("--config", recipe, "--device", "cpu", "--outdir")
+    assert call("train_autoencoder", *options, tmp_path / "whole", monkeypatch=monkeypatch) == 0
+    replace, left = os.replace, [k]
+
+    def full(*names):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(names[1]))
+        return replace(*names)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(ldm.files.os, "replace", full)
+        status = call("train_autoencoder", *options, run, monkeypatch=patch)
+    said = capsys.readouterr().err.rstrip().splitlines()[-1]
+    assert (status == 1 and said.startswith("failed: ") and "the disk is full" in said) or (
+        status == 0 and left[0] >= 0
+    )
+    assert not list(run.rglob(".*"))
+    assert call("train_autoencoder", *options, run, monkeypatch=monkeypatch) == 0
+    contents = [{file.name: file.read_bytes() for file in folder.iterdir()} for folder in (tmp_path / "whole", run)]
+    assert contents[0] == contents[1]
 
 
 @pytest.mark.parametrize(

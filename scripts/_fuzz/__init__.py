@@ -1,0 +1,1 @@
+"""What scripts/fuzz.py gives to each parser."""

@@ -1,0 +1,381 @@
+"""Each parser of what others wrote: good cases to spoil, and the reading, which ends with a result or a ValueError that
+names the file. A case is bytes, those of a file (of `keys`: what is done to a file's names and shapes, in JSON)."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from _fuzz import spoil
+from ldm.checkpoint.configs import CONFIGS
+from ldm.checkpoint.meta import on_meta
+from ldm.config import build, check, load_config
+
+Cases = st.SearchStrategy[bytes]
+
+
+@dataclass(frozen=True)
+class Parser:
+    """refuses: False where everything is a text, and nothing may fail."""
+
+    name: str
+    file: str  # what a case is called
+    cases: Callable[[], Cases]
+    read: Callable[[Path], object]
+    refuses: bool = True
+
+
+# --- weights -----------------------------------------------------------------------------------------------------
+
+
+def weights() -> dict[str, Tensor]:
+    made = {"a.weight": torch.arange(6.0).reshape(2, 3), "a.bias": torch.ones(2, dtype=torch.float16)}
+    return made | {"b": torch.arange(4), "c.scale": torch.tensor(0.5, dtype=torch.bfloat16), "d": torch.zeros(0, 3)}
+
+
+def safetensors() -> Cases:
+    from safetensors.torch import save
+
+    whole = save(weights(), {"format": "pt", "config": "{}"})
+    length = 8 + int.from_bytes(whole[:8], "little")
+    header, size = json.loads(whole[8:length]), len(whole) - length
+    own = tempfile_bytes("own.safetensors", _write)
+    within = st.tuples(spoil.texts_of([header, {"a": header["a.weight"]}]), st.sampled_from((size, 24, 0, 1 << 16)))
+    return st.one_of(within.map(lambda case: spoil.safetensors(*case)), spoil.bytes_of([whole, own]))
+
+
+def _write(path: Path) -> None:
+    from ldm.checkpoint.write import write
+
+    write(path, weights(), {"config": "{}"})
+
+
+def tempfile_bytes(name: str, write: Callable[[Path], object]) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder, name))
+        return Path(folder, name).read_bytes()
+
+
+def read_weights(path: Path) -> object:
+    from ldm.checkpoint.read import read
+
+    return read(path)
+
+
+def checkpoints() -> Cases:
+    contents = {"state_dict": weights(), "epoch": 3, "callbacks": [1.5, None, ("a", b"b")]}
+    zips, old = (_saved(contents, is_zip) for is_zip in (True, False))
+    with zipfile.ZipFile(io.BytesIO(zips)) as file:
+        records = [(name, file.read(name)) for name in file.namelist()]
+    pickles = [data for name, data in records if name.endswith(".pkl")]
+    program = spoil.programs_of([*pickles, b"\x80\x02}."])
+    in_zip = program.map(lambda new: spoil.zipped([(n, new if n.endswith(".pkl") else data) for n, data in records]))
+    others = st.lists(st.sampled_from(records), max_size=12).map(spoil.zipped)
+    compressed = program.map(lambda new: spoil.zipped([("a/data.pkl", new)], zipfile.ZIP_DEFLATED))
+    return st.one_of(in_zip, others, compressed, spoil.bytes_of([zips, old]), spoil.programs_of(list(_pickles(old))))
+
+
+def _saved(contents: object, is_zip: bool) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(contents, buffer, _use_new_zipfile_serialization=is_zip)
+    return buffer.getvalue()
+
+
+def _pickles(old: bytes) -> Iterator[bytes]:
+    """A file of before torch 1.6 as one program: its parts follow each other, and an edit may move what ends one."""
+    import pickletools
+
+    file = io.BytesIO(old)
+    for _ in range(5):
+        for _ in pickletools.genops(file):
+            pass
+    yield old[: file.tell()]
+
+
+# --- text --------------------------------------------------------------------------------------------------------
+
+
+def configs() -> Cases:
+    from _selfcheck.case import miniature
+
+    names = ("sd-v1", "scenes", "sdxl-base", "train/scenes", "train/judge")
+    texts = [(CONFIGS / f"{name}.yaml").read_bytes() for name in names if (CONFIGS / f"{name}.yaml").is_file()]
+    return st.one_of(spoil.texts_of([miniature()]), spoil.bytes_of(texts))
+
+
+def read_config(path: Path) -> None:
+    import ldm.models.latent_diffusion
+    import ldm.models.text_encoder
+    import ldm.training.experiments
+    import ldm.training.scene_experiments  # noqa: F401  (each registers what configs name)
+    from ldm.checkpoint.original_config import translate
+
+    tree = translate(load_config(path), str(path))
+    check(tree, str(path))
+    if tree["target"] == "LatentDiffusion":
+        with on_meta():
+            build(tree, str(path))
+
+
+PROMPTS = (
+    "a (red:1.3) cube [on a sunny day:at night:0.4], [red|blue|] sphere :1.2 AND a dog\\:) BREAK ((fog)) [cone:8]",
+    "[[a:b:3]:(c:0.5):0.25] \\(\\AND\\) AND AND [x|[y|z]|(w:-2)] :.5 BREAK BREAK",
+    "ein großer Würfel, 立方体 🧊 :9.9 AND [from:to:999999999]",
+)
+
+
+def read_prompt(path: Path) -> None:
+    from ldm.prompt import parse
+
+    text = path.read_bytes().decode("utf-8", "surrogateescape")
+    for compose in (True, False):
+        found = parse(text, compose=compose)
+        for steps in (1, 7, 1000):
+            found.schedule(steps)
+
+
+def read_prompt_file(path: Path) -> None:
+    from _cli import parse
+
+    parse("txt2img", ["--from-file", str(path)])
+
+
+# --- what ldm wrote itself, and somebody may have changed ------------------------------------------------------------
+
+
+def requests() -> list[dict[str, Any]]:
+    """What pictures say of themselves: one drawn from words, one from another picture, which is missing."""
+    from dataclasses import asdict
+
+    from ldm.items import Item
+    from ldm.settings import resolve
+
+    settings = asdict(resolve(model(), steps=4, sampler="euler", spacing="karras", sigma_max=9.0))
+    about = {
+        "name": "scenes",
+        "config": None,
+        "sha256": "0" * 64,
+        "parameterization": None,
+        "ema": None,
+        "variant": None,
+    }
+    about |= {"refine_at": None, "parts": {"vae": {"file": "vae.safetensors", "sha256": "0" * 64}}}
+    rest = {"command": "txt2img", "device": "cpu", "precision": "full", "backend": "torch", "threads": 1, "tile": 0}
+    rest |= {"attention": "auto", "compile": False, "exact_tiles": False, "own": {}, "index": 0, "shows": "picture"}
+    rest |= {"pictures": {}, "seed": 7, "prompt": "a cube", "model": about, "settings": settings}
+    rest |= {"batch": [asdict(Item("a cube", None, 7)), asdict(Item("fog", "sun", 8))]}
+    begun = {"init_img": {"file": "missing.png", "sha256": "0" * 64}}
+    other = {"command": "img2img", "own": {"strength": 0.75}, "pictures": begun}
+    return [json.loads(json.dumps(one)) for one in (rest, rest | other)]
+
+
+@cache
+def model() -> Any:
+    from _selfcheck.case import miniature
+
+    return build(miniature(), "miniature")
+
+
+def pictures() -> Cases:
+    from PIL import Image
+
+    from ldm.png import parameters_text, text_chunks, write_png
+
+    image, asked = Image.linear_gradient("L").resize((8, 8)).convert("RGB"), requests()
+    words = parameters_text("a cube", "fog", {"Steps": 4, "Sampler": "Euler", "CFG scale": 3.5, "Model": "a, b: c"})
+    whole = tempfile_bytes("a.png", lambda path: write_png(image, path, text_chunks(words, asked[0])))
+    chunks = spoil.chunks_of(whole)
+    bare = [chunk for chunk in chunks if chunk[0] != b"tEXt"]
+    said = st.one_of(
+        spoil.texts_of(asked).map(lambda t: b"ldm\0" + t), spoil.bytes_of([b"parameters\0" + words.encode()])
+    )
+    kinds = st.sampled_from((b"tEXt", b"tEXt", b"zTXt", b"iTXt"))
+    with_text = st.tuples(kinds, said).map(lambda chunk: spoil.png([bare[0], chunk, *bare[1:]]))
+    moved = st.lists(st.sampled_from(chunks), max_size=8).map(lambda some: spoil.png([chunks[0], *some]))
+    return st.one_of(with_text, with_text, moved, spoil.bytes_of([whole]))
+
+
+def read_picture(path: Path) -> None:
+    """As --reproduce does, up to the settings, whose own words for what is wrong need not name the picture."""
+    from _guidance import make_guidance
+    from _prepare import prepare
+    from _record import take_over
+
+    from ldm.images import load_image
+
+    load_image(path)
+    options = copy.copy(_options("--reproduce", str(path)))
+    take_over(options)
+    try:
+        make_guidance(options)
+        if options.command == "txt2img":
+            prepare(options, model(), {})
+    except ValueError:
+        pass
+    finally:
+        torch.set_num_threads(1)
+
+
+@cache
+def _options(*argv: str) -> Any:
+    from _cli import parse
+
+    return parse("txt2img", list(argv))
+
+
+JOB = ("--prompt", "a cube", "--steps", "2", "--n-samples", "2", "--n-iter", "2", "--tile", "0")
+
+
+def manifests() -> Cases:
+    from _manifest import _hash
+
+    text = tempfile_bytes("job-00000.json", _begin)
+    tree = json.loads(text)
+
+    def sealed(tree: Any) -> bytes:
+        try:
+            tree["hash"] = _hash(tree)
+        except (LookupError, TypeError, AttributeError, ValueError):
+            pass
+        return json.dumps(tree).encode()
+
+    return st.one_of(spoil.trees_of([tree]).map(sealed), spoil.bytes_of([text]))
+
+
+def _begin(path: Path) -> None:
+    with _job(path.parent, False):
+        pass
+
+
+def _job(folder: Path, resume: bool) -> Any:
+    from _draw import asked_items
+    from _manifest import Job
+
+    from ldm.png import Folder
+
+    options = copy.copy(_options(*JOB))
+    options.outdir, options.resume = str(folder), resume
+    job = Job(options, Folder(folder), asked_items(options), "cpu", "full")
+    if not resume:
+        job.begin(2, 0, False)
+    return job
+
+
+def read_manifest(path: Path) -> None:
+    try:
+        _job(path.parent, True)
+    finally:
+        torch.set_num_threads(1)
+
+
+# --- foreign names -----------------------------------------------------------------------------------------------
+
+FAMILIES = ("sd-v1", "sd-v2", "sdxl-base", "ldm-cin256", "ldm-ffhq", "ldm-text2img", "sd-v2-depth", "ddpm-cat-256")
+
+
+@cache
+def family(name: str) -> tuple[Any, dict[str, tuple[int, ...]], dict[str, Any]]:
+    """Few levels of the widths they have, on the meta device: the model, its file's shapes by name, its config."""
+    from ldm.checkpoint import single_file
+
+    tree = load_config(CONFIGS / f"{name}.yaml")
+    for part in ("unet", "autoencoder"):
+        params = tree["params"][part].get("params", {})
+        for key in ("block_out_channels", "attention_levels", "transformer_depth"):
+            if isinstance(params.get(key), list):
+                params[key] = params[key][1:3] if key == "attention_levels" else params[key][:2]
+    text = tree["params"]["text_encoder"].get("params", {})
+    for tower in (text.get("first", {}).get("params", {}), text.get("second", {}).get("params", {}), text):
+        if "layers" in tower or "name" in tower:
+            tower |= {"layers": 2}
+    if "depth_estimator" in tree["params"]:
+        tree["params"]["depth_estimator"]["params"] = {"layers": 4, "hooks": [1, 3], "stage_depths": [2, 1, 1]}
+    with on_meta():
+        made = build(tree, name)
+    try:
+        named = single_file.to_original(made)
+    except ValueError:  # of networks that no original file has
+        named = made.state_dict()
+    return made, {key: tuple(tensor.shape) for key, tensor in named.items()}, tree
+
+
+def keys() -> Cases:
+    shapes = {name: family(name)[1] for name in FAMILIES}
+    names = [key for found in shapes.values() for key in found]
+    words = st.one_of(
+        st.sampled_from(names), st.sampled_from(spoil.TEXTS), st.sampled_from(names).map(lambda n: n[:-1])
+    )
+    sizes = st.lists(st.sampled_from((0, 1, 2, 3, 7, 64, 320, 768, 1024, 2**20)), max_size=3)
+    edits = {"drop": st.just(None), "rename": words, "shape": sizes, "double": words, "prefix": words}
+
+    def of(base: str) -> st.SearchStrategy[Any]:
+        one = [st.tuples(st.just(kind), st.sampled_from(list(shapes[base])), what) for kind, what in edits.items()]
+        return st.fixed_dictionaries({"base": st.just(base), "edits": st.lists(st.one_of(one), min_size=1, max_size=5)})
+
+    return st.sampled_from(FAMILIES).flatmap(of).map(lambda case: json.dumps(case).encode())
+
+
+def edited(shapes: dict[str, tuple[int, ...]], edits: Sequence[Any]) -> dict[str, tuple[int, ...]]:
+    for kind, name, what in edits:
+        if kind == "prefix":  # before every name that has the same beginning
+            start = name.partition(".")[0]
+            shapes = {f"{what}.{key}" if key.startswith(start) else key: shape for key, shape in shapes.items()}
+        elif name in shapes and kind == "shape":
+            shapes = {**shapes, name: tuple(what)}
+        elif name in shapes:
+            shapes = dict(shapes)
+            shape = shapes[name] if kind == "double" else shapes.pop(name)
+            shapes |= {what: shape} if what is not None else {}
+    return shapes
+
+
+def read_keys(path: Path) -> None:
+    """As `load` does, but for the numbers: what is not read from a file names none, and `load` adds it."""
+    from ldm.checkpoint import configs, detect, layouts
+    from ldm.checkpoint.fit import check_fit
+    from ldm.checkpoint.read import CheckpointError, Weights
+
+    case = json.loads(path.read_bytes())
+    made, shapes, tree = family(case["base"])
+    found = {k: torch.empty(s, device="meta", dtype=torch.float16) for k, s in edited(shapes, case["edits"]).items()}
+    tensors = layouts.unwrapped(found)
+    str(detect.signature(tensors)), detect.parts(tensors)
+    fitted, _ = configs.find_config(Weights(tensors), path, tree)
+    configs.with_cut_tower(fitted, Weights(tensors), str(path))
+    try:
+        ours = layouts.to_internal(tensors, made)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    check_fit(made, ours, path, case["base"])
+
+
+PARSERS = {
+    parser.name: parser
+    for parser in (
+        Parser("safetensors", "a.safetensors", safetensors, read_weights),
+        Parser("checkpoint", "a.ckpt", checkpoints, read_weights),
+        Parser("config", "a.yaml", configs, read_config),
+        Parser("picture", "a.png", pictures, read_picture),
+        Parser("prompt", "a.prompt", lambda: spoil.bytes_of([p.encode() for p in PROMPTS], 8), read_prompt, False),
+        Parser(
+            "prompt file",
+            "a.txt",
+            lambda: spoil.bytes_of(["\r\n".join(PROMPTS).encode(), b"\xef\xbb\xbfa\n"]),
+            read_prompt_file,
+        ),
+        Parser("keys", "a.json", keys, read_keys),
+        Parser("manifest", "job-00000.json", manifests, read_manifest),
+    )
+}
