@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 import _installed  # noqa: F401
 import numpy as np
-from _speed import hasten
+from _ending import ended
+from _speed import lay_out
 
 import ldm
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--every", type=int, nargs="+", default=[2, 3, 5], metavar="N", help="(default: 2 3 5)")
     options = parser.parse_args(argv)
     model = ldm.load("scenes")
-    hasten(argparse.Namespace(compile=False, precision=None), [model])
+    lay_out(model)
     drawn(model, 1, options.sampler, 1)  # warms up
     plain, before = drawn(model, options.steps, options.sampler, 1)
     print(f"{options.sampler}, {options.steps} steps, {len(PROMPTS)} pictures: {before:.2f} s a picture")
@@ -58,4 +59,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(ended(main))
