@@ -88,9 +88,9 @@ def checkpoints() -> Cases:
 
 
 def _saved(contents: object, is_zip: bool) -> bytes:
-    buffer = io.BytesIO()
-    torch.save(contents, buffer, _use_new_zipfile_serialization=is_zip)
-    return buffer.getvalue()
+    with io.BytesIO() as buffer:
+        torch.save(contents, buffer, _use_new_zipfile_serialization=is_zip)
+        return buffer.getvalue()
 
 
 def _pickles(old: bytes) -> Iterator[bytes]:
