@@ -98,13 +98,7 @@ class Scenes:
         return as_bytes(render(mistaken(self.scenes[index], random.Random(f"mistake {index}")), samples=1))
 
     def caption(self, index: int, rng: random.Random) -> str:
-        return (
-            self.full_caption(index, rng) if rng.random() < self.complete else caption(self.scenes[index], rng, False)
-        )
-
-    def full_caption(self, index: int, rng: random.Random) -> str:
-        """One that leaves nothing out."""
-        return caption(self.scenes[index], rng)
+        return caption(self.scenes[index], rng, complete=rng.random() < self.complete)
 
 
 def _rendered(folder: Path, start: int, stop: int) -> np.ndarray:

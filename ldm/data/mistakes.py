@@ -1,4 +1,4 @@
-"""Scenes that are nearly right: what a denoiser is shown so that it learns to mend them (`training/mending.py`)."""
+"""Scenes that are nearly right: what a denoiser is shown so that it learns to mend them (`denoising_loss`)."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from ldm.checkpoint.load import SHIPPED
 from ldm.checkpoint.read import read
 from ldm.checkpoint.write import write
 from ldm.config import register
+from ldm.data.captions import caption
 from ldm.data.datasets import Dataset, Scenes, as_pixels
 from ldm.data.scenes import Scene
 from ldm.images import grid
@@ -129,8 +130,8 @@ class DiffusionExperiment:
         captions = ["" if rng.random() < self.caption_dropout else self.data.caption(i, rng) for i in plain]
         scenes, mistakes = [], None
         if isinstance(self.data, Scenes):
-            captions += [self.data.full_caption(i, rng) for i in mended]  # of which the mistake is surely one
             scenes = [self.data.scenes[i] for i in chosen]
+            captions += [caption(scene, rng) for scene in scenes[len(plain) :]]  # complete: no mistake goes unsaid
             mistakes = self.mistakes[mended].float() if mended else None
         pictures = as_pixels(torch.stack([self.data.image(i) for i in chosen])) if self.hint is not None else None
         tokens = self.model.text_encoder.tokenize(captions)

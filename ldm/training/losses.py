@@ -61,13 +61,17 @@ def denoising_loss(
 
 
 def _spread_sigmas(denoiser: Denoiser, number: int, generator: torch.Generator) -> Tensor:
-    """Those of timesteps spread evenly over [0, T) from a random beginning, (number,): low discrepancy."""
-    share = (torch.rand(1, generator=generator) + torch.arange(number) / number) % 1
-    return denoiser.schedule.sigmas[(share * denoiser.schedule.num_timesteps).long()].float()
+    """Those of timesteps spread evenly over [0, T), (number,)."""
+    t = _spread(number, generator) * denoiser.schedule.num_timesteps
+    return denoiser.schedule.sigmas[t.long()].float()
 
 
 def _mended_sigmas(number: int, generator: torch.Generator) -> Tensor:
-    """Spread as evenly over the logarithm of σ, (number,)."""
-    share = (torch.rand(1, generator=generator) + torch.arange(number) / number) % 1
+    """Spread evenly over the logarithm of σ, (number,)."""
     low, high = map(math.log, MENDED_SIGMAS)
-    return (low + share * (high - low)).exp()
+    return (low + _spread(number, generator) * (high - low)).exp()
+
+
+def _spread(number: int, generator: torch.Generator) -> Tensor:
+    """Numbers in [0, 1) at equal distances from a random beginning, (number,): low discrepancy."""
+    return (torch.rand(1, generator=generator) + torch.arange(number) / number) % 1
