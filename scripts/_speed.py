@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.modules.conv3x3 import choose_convolutions
 from ldm.modules.packed import pack
-from ldm.modules.unrolled import unroll
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch's own name for where compiled kernels are kept
 
@@ -37,7 +37,7 @@ def lay_out(model: LatentDiffusion) -> None:
         model.unet.to(memory_format=torch.channels_last)
     elif model.device.type == "cpu":
         keep_freed_memory()
-        arrange = pack if has_avx512() else unroll
+        arrange = pack if has_avx512() else choose_convolutions
         arrange(model.unet)
         arrange(model.autoencoder)
 

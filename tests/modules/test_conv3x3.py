@@ -1,4 +1,4 @@
-"""A convolution as a product of matrices is that convolution, and only taken where it pays."""
+"""However a 3 × 3 convolution is computed, it is that convolution; each way is only taken where it pays."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.modules import unrolled
-from ldm.modules.unrolled import UnrolledConv2d, unroll
+from ldm.modules import conv3x3
+from ldm.modules.conv3x3 import Conv3x3, choose_convolutions
+from ldm.modules.winograd import F2, F4, Tile
 
 
 def network() -> nn.Sequential:
@@ -26,27 +27,53 @@ def test_the_product_is_the_convolution(
     monkeypatch: pytest.MonkeyPatch,
     relative_error: Callable[..., float],
 ) -> None:
-    monkeypatch.setattr(unrolled, "LEAST_WEIGHTS", 0)
+    monkeypatch.setattr(conv3x3, "LEAST_WEIGHTS", 0)
     x, net = torch.randn(shape, dtype=torch.float64).contiguous(memory_format=layout), network().double()
     expected, kept = net(x), net.state_dict()
-    unroll(net)
+    choose_convolutions(net)
     assert relative_error(net(x), expected) <= 1e-14
     assert all(torch.equal(kept[name], value) for name, value in net.state_dict().items())
 
 
 def test_gradients_are_those_of_the_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unrolled, "LEAST_WEIGHTS", 0)
+    monkeypatch.setattr(conv3x3, "LEAST_WEIGHTS", 0)
     x, net = torch.randn(2, 5, 4, 4, dtype=torch.float64), network().double()
     expected = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
-    unroll(net)
+    choose_convolutions(net)
     found = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
     assert all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(found, expected, strict=True))
 
 
-def test_it_is_chosen_for_few_places_and_large_weights() -> None:
-    large, small = UnrolledConv2d(1024, 512, 3, padding=1), UnrolledConv2d(64, 64, 3, padding=1)
-    assert large.takes(torch.empty(2, 1024, 16, 16)) and not large.takes(torch.empty(2, 1024, 32, 32))
-    assert not small.takes(torch.empty(2, 64, 8, 8))
+@pytest.mark.usefixtures("no_grad")
+@pytest.mark.parametrize(
+    ("shape", "tile"),
+    [
+        ((2, 1280, 8, 8), None),
+        ((2, 1280, 16, 16), F2),
+        ((2, 640, 32, 32), F4),
+        ((1, 128, 256, 256), F4),
+        ((1, 128, 250, 256), F2),  # which 4 does not divide
+        ((1, 128, 251, 256), None),
+        ((16, 64, 16, 16), None),
+    ],
+)
+def test_a_tile_is_chosen_for_many_channels_and_places(shape: tuple[int, ...], tile: Tile | None) -> None:
+    conv = Conv3x3(shape[1], 512, 3, padding=1, device="meta")
+    assert conv.tile(torch.empty(shape, device="meta")) == tile
+
+
+@pytest.mark.usefixtures("no_grad")
+def test_the_product_is_chosen_for_few_places_and_large_weights() -> None:
+    large, small = Conv3x3(1024, 512, 3, padding=1, device="meta"), Conv3x3(64, 64, 3, padding=1, device="meta")
+    assert large.is_product(torch.empty(2, 1024, 8, 8)) and not large.is_product(torch.empty(2, 1024, 32, 32))
+    assert not small.is_product(torch.empty(2, 64, 8, 8))
+
+
+def test_gradients_take_no_tile() -> None:
+    conv = Conv3x3(128, 128, 3, padding=1)
+    with torch.no_grad():
+        assert conv.tile(torch.empty(1, 128, 64, 64)) == F4
+    assert conv.tile(torch.empty(1, 128, 64, 64)) is None
 
 
 def test_other_convolutions_keep_their_ways() -> None:
@@ -58,5 +85,5 @@ def test_other_convolutions_keep_their_ways() -> None:
         nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
     ]
     net = nn.ModuleList([*others, nn.Conv2d(4, 4, 3, padding=1)])
-    unroll(net)
-    assert [type(module) is UnrolledConv2d for module in net] == [False] * len(others) + [True]
+    choose_convolutions(net)
+    assert [type(module) is Conv3x3 for module in net] == [False] * len(others) + [True]
