@@ -17,6 +17,7 @@ from ldm.checkpoint.load import load
 from ldm.guidance import Guidance
 from ldm.items import Item
 from ldm.modules.blocks import ResnetBlock
+from ldm.modules.conv3x3 import Conv3x3
 from ldm.regions import REGIONS, compile_regions
 from ldm.sampling import sample
 from ldm.settings import resolve
@@ -86,3 +87,10 @@ def test_no_compiler_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ldm.regions.shutil, "which", lambda name: None)
     with pytest.raises(ValueError, match="^--compile: Triton finds no C compiler"):
         ldm.regions.check_compiler(torch.device("meta"))
+
+
+@pytest.mark.usefixtures("no_grad")
+def test_a_tile_is_one_operation_to_the_compiler(fresh: None) -> None:
+    conv, x = Conv3x3(128, 128, 3, padding=1), torch.randn(1, 128, 16, 16)
+    compiled = torch.compile(conv, fullgraph=True, backend="eager")
+    assert conv.tile_side(x) == 2 and torch.equal(compiled(x), conv(x))

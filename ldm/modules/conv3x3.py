@@ -13,30 +13,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.modules.winograd import F2, F4, Tile, winograd
+from ldm.modules.winograd import winograd
 
 MOST_PLACES = 512  # B H W of the output, up to which one product pays
 LEAST_WEIGHTS = 1 << 22  # numbers, from which it does: smaller ones stay in the cache
 LEAST_CHANNELS = 128  # in and out, from which Winograd's sums cost less than the products that they save
-LEAST_PLACES = {F4: 1024, F2: 256}  # H W of a picture, from which they do for the weights, whatever its company
+LEAST_PLACES = {4: 1024, 2: 256}  # H W of a picture, by side of a tile, from which they do for the weights
 
 
 class Conv3x3(nn.Conv2d):
     """With a border of 1. Its weight is channels_last, and the same parameter as ever."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if (tile := self.tile(x)) is not None:
-            return winograd(x, self.weight, self.bias, tile)
+        if (side := self.tile_side(x)) is not None:
+            return winograd(x, self.weight, self.bias, side)
         return self.product(x) if self.is_product(x) else super().forward(x)
 
-    def tile(self, x: Tensor) -> Tile | None:
-        """The largest that fits a picture without remainder, and pays."""
+    def tile_side(self, x: Tensor) -> int | None:
+        """Of the largest tile that fits a picture without remainder and pays. The company of a picture has no say."""
         height, width = x.shape[2:]
         plain = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or x.dtype != self.weight.dtype
         if plain or min(self.in_channels, self.out_channels) < LEAST_CHANNELS:
             return None
-        fitting = (tile for tile in LEAST_PLACES if height % tile.side == width % tile.side == 0)
-        return next((tile for tile in fitting if height * width >= LEAST_PLACES[tile]), None)
+        fitting = [side for side, least in LEAST_PLACES.items() if height * width >= least]
+        return next((side for side in fitting if height % side == width % side == 0), None)
 
     def is_product(self, x: Tensor) -> bool:
         places = x.shape[0] * x.shape[2] * x.shape[3]

@@ -55,14 +55,16 @@ F4 = Tile(
     ),
     outputs=((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1)),
 )
+TILES = {2: F2, 4: F4}
 
 
-def winograd(x: Tensor, weight: Tensor, bias: Tensor | None, tile: Tile) -> Tensor:
+@torch.library.custom_op("ldm::winograd", mutates_args=())  # whole for torch.compile, which would take it to pieces
+def winograd(x: Tensor, weight: Tensor, bias: Tensor | None, m: int) -> Tensor:
     """The convolution of x (B, C, H, W) by weight (K, C, 3, 3) with a border of one zero: (B, K, H, W), channels_last.
 
-    H and W are multiples of the tile's side. No gradients.
+    m: side of a tile, 2 or 4, which divides H and W. No gradients.
     """
-    m = tile.side
+    tile = TILES[m]
     (b, c, h, w), k = x.shape, weight.shape[0]
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # (B, H + 2, W + 2, C)
     out = x.new_empty(b, h, w, k)
@@ -77,6 +79,12 @@ def winograd(x: Tensor, weight: Tensor, bias: Tensor | None, tile: Tile) -> Tens
             half = _combined(tile.outputs, products.unbind(0))
             _combined(tile.outputs, half.unbind(1), tiles[:, :, :, band, :, some])
     return out.permute(0, 3, 1, 2)
+
+
+@winograd.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, m: int) -> Tensor:
+    b, _, h, w = x.shape
+    return x.new_empty(b, h, w, weight.shape[0]).permute(0, 3, 1, 2)
 
 
 def _parts(whole: int, most: int) -> Iterator[slice]:

@@ -10,7 +10,6 @@ from torch import nn
 
 from ldm.modules import conv3x3
 from ldm.modules.conv3x3 import Conv3x3, choose_convolutions
-from ldm.modules.winograd import F2, F4, Tile
 
 
 def network() -> nn.Sequential:
@@ -46,20 +45,20 @@ def test_gradients_are_those_of_the_convolution(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.usefixtures("no_grad")
 @pytest.mark.parametrize(
-    ("shape", "tile"),
+    ("shape", "side"),
     [
         ((2, 1280, 8, 8), None),
-        ((2, 1280, 16, 16), F2),
-        ((2, 640, 32, 32), F4),
-        ((1, 128, 256, 256), F4),
-        ((1, 128, 250, 256), F2),  # which 4 does not divide
+        ((2, 1280, 16, 16), 2),
+        ((2, 640, 32, 32), 4),
+        ((1, 128, 256, 256), 4),
+        ((1, 128, 250, 256), 2),  # which 4 does not divide
         ((1, 128, 251, 256), None),
         ((16, 64, 16, 16), None),
     ],
 )
-def test_a_tile_is_chosen_for_many_channels_and_places(shape: tuple[int, ...], tile: Tile | None) -> None:
+def test_a_tile_is_chosen_for_many_channels_and_places(shape: tuple[int, ...], side: int | None) -> None:
     conv = Conv3x3(shape[1], 512, 3, padding=1, device="meta")
-    assert conv.tile(torch.empty(shape, device="meta")) == tile
+    assert conv.tile_side(torch.empty(shape, device="meta")) == side
 
 
 @pytest.mark.usefixtures("no_grad")
@@ -72,8 +71,8 @@ def test_the_product_is_chosen_for_few_places_and_large_weights() -> None:
 def test_gradients_take_no_tile() -> None:
     conv = Conv3x3(128, 128, 3, padding=1)
     with torch.no_grad():
-        assert conv.tile(torch.empty(1, 128, 64, 64)) == F4
-    assert conv.tile(torch.empty(1, 128, 64, 64)) is None
+        assert conv.tile_side(torch.empty(1, 128, 64, 64)) == 4
+    assert conv.tile_side(torch.empty(1, 128, 64, 64)) is None
 
 
 def test_other_convolutions_keep_their_ways() -> None:
