@@ -22,7 +22,7 @@ class Signature:
         numbers = [f"context {self.context}"] if self.context else []
         numbers += [f"{self.channels} input channels"] + ([f"y {self.y}"] if self.y else [])
         numbers += [] if family else [f"width {self.width}"]
-        return f"{family.title if family else 'a UNet of no known family'} ({', '.join(numbers)})"
+        return f"{family.title if family else 'a UNet of no published family'} ({', '.join(numbers)})"
 
 
 @dataclass(frozen=True)

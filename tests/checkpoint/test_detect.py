@@ -61,6 +61,6 @@ def test_a_config_builds_the_family_it_stands_for(config: str) -> None:
 
 def test_words() -> None:
     assert str(Signature(320, 9, 1024)) == "SD 2.x inpainting (context 1024, 9 input channels)"
-    assert str(Signature(8, 4)) == "a UNet of no known family (4 input channels, width 8)"
+    assert str(Signature(8, 4)) == "a UNet of no published family (4 input channels, width 8)"
     assert signature(layout("diffusers/vae", "autoencoder.")) is None
     assert signature({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(3)}) is None

@@ -97,7 +97,7 @@ def test_variants(folder: Path, model: LatentDiffusion, tree: dict[str, Any]) ->
     loaded = ldm.load(folder, config=tree)  # nothing else is there
     assert torch.equal(loaded.unet.conv_in.weight, model.unet.conv_in.weight.half().float())
     save_file({"conv_in.weight": torch.zeros(32, 4, 3, 3)}, unet)  # now it is, and comes first
-    assert "no known family (4 input channels, width 32), but the given config is for" in fails(folder, config=tree)
+    assert "no published family (4 input channels, width 32), but the given config is for" in fails(folder, config=tree)
     assert ldm.load(folder / "unet", config=tree, variant="fp16", autoencoder=folder, text_encoder=folder)
 
 
@@ -128,7 +128,7 @@ def test_components(folder: Path, model: LatentDiffusion, tree: dict[str, Any]) 
     vae = folder.parent / "vae.safetensors"
     shutil.copy(folder / "vae" / f"{WEIGHTS}.safetensors", vae)
     assert same(ldm.load(folder / "unet", config=tree, autoencoder=vae, text_encoder=folder / "text_encoder"), model)
-    assert "no known family" in fails(folder / "unet")
+    assert "no published family" in fails(folder / "unet")
     assert "holds no UNet and carries no config; give one" in fails(folder / "vae")
 
     (folder / "vae" / "config.json").write_text('{"_class_name": "ControlNetModel"}')

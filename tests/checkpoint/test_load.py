@@ -327,7 +327,7 @@ def test_which_config(saved: Path, model: LatentDiffusion, tmp_path: Path) -> No
     path = tmp_path / "bare.safetensors"
     save_file(read(saved).tensors, path)
     text = error(path)
-    assert "a UNet of no known family (context 16, 4 input channels, width 32) and carries no config" in text
+    assert "a UNet of no published family (context 16, 4 input channels, width 32) and carries no config" in text
     assert "give one: " in text and "sd-v1" in text and text.endswith("or the path of a YAML file")
     assert same(ldm.load(path, config=TINY).state_dict(), model.state_dict())
     assert same(ldm.load(path, config=tiny()).state_dict(), model.state_dict())
