@@ -17,8 +17,8 @@ from ldm.modules.winograd import winograd
 
 MOST_PLACES = 512  # B H W of the output, up to which one product pays
 LEAST_WEIGHTS = 1 << 22  # numbers, from which it does: smaller ones stay in the cache
-LEAST_CHANNELS = 128  # in and out, from which Winograd's sums cost less than the products that they save
-LEAST_PLACES = {4: 1024, 2: 256}  # H W of a picture, by side of a tile, from which they do for the weights
+LEAST_NUMBERS = 150_000  # C H W of a picture, from which Winograd's sums cost less than the products that they save
+LEAST_PLACES = {4: 1024, 2: 256}  # H W of a picture, by side of a tile, from which the sums of weights do
 
 
 class Conv3x3(nn.Conv2d):
@@ -32,10 +32,11 @@ class Conv3x3(nn.Conv2d):
     def tile_side(self, x: Tensor) -> int | None:
         """Of the largest tile that fits a picture without remainder and pays. The company of a picture has no say."""
         height, width = x.shape[2:]
+        places, channels = height * width, min(self.in_channels, self.out_channels)
         plain = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or x.dtype != self.weight.dtype
-        if plain or min(self.in_channels, self.out_channels) < LEAST_CHANNELS:
+        if plain or places * channels < LEAST_NUMBERS:
             return None
-        fitting = [side for side, least in LEAST_PLACES.items() if height * width >= least]
+        fitting = [side for side, least in LEAST_PLACES.items() if places >= least]
         return next((side for side in fitting if height % side == width % side == 0), None)
 
     def is_product(self, x: Tensor) -> bool:

@@ -57,7 +57,7 @@ def test_gradients_are_those_of_the_convolution(monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_a_tile_is_chosen_for_many_channels_and_places(shape: tuple[int, ...], side: int | None) -> None:
-    conv = Conv3x3(shape[1], 512, 3, padding=1, device="meta")
+    conv = Conv3x3(shape[1], shape[1], 3, padding=1, device="meta")
     assert conv.tile_side(torch.empty(shape, device="meta")) == side
 
 
