@@ -16,6 +16,7 @@ def main() -> int:
     parser.add_argument("--model", default="scenes", help="a shipped model or a file (default: %(default)s)")
     parser.add_argument("--plugin", metavar="FILE", help="a Python file that registers the model's own classes")
     parser.add_argument("--judge", default="judge", help="the judge's weights (default: the shipped ones)")
+    parser.add_argument("--inpaint", action="store_true", help="paint a thing of each rendered scene anew, as another")
     parser.add_argument("--prompts", type=int, default=500, metavar="N", help="how many (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of prompts and pictures (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=30)
@@ -43,7 +44,8 @@ def run(options: argparse.Namespace) -> str:
     from ldm.checkpoint.load import load, load_part
     from ldm.config import load_plugin
     from ldm.images import grid
-    from ldm.metrics.evaluate import evaluate
+    from ldm.metrics.evaluate import evaluate, judged
+    from ldm.metrics.exchange import exchanges, paint
     from ldm.metrics.judge import Judge
     from ldm.png import write_png
 
@@ -56,7 +58,12 @@ def run(options: argparse.Namespace) -> str:
     settings = {"steps": options.steps, "sampler": options.sampler, "spacing": options.spacing}
     settings |= {"guidance_scale": options.scale, "batch_size": options.batch_size}
     with tqdm(total=options.prompts, desc="drawing", unit="image", dynamic_ncols=True) as bar:
-        report, pictures, _ = evaluate(model, judge, options.prompts, options.seed, bar.update, **settings)
+        if options.inpaint:
+            asked = exchanges(options.prompts, options.seed)
+            pictures = paint(model, asked, options.seed, bar.update, **settings)
+            report = judged(model, judge, [one.after for one in asked], pictures)
+        else:
+            report, pictures, _ = evaluate(model, judge, options.prompts, options.seed, bar.update, **settings)
     if options.sheet:
         write_png(grid(pictures[:64], columns=8), Path(options.sheet))
     return json.dumps(report, indent=2) if options.json else table(report, options)
@@ -65,7 +72,8 @@ def run(options: argparse.Namespace) -> str:
 def table(report: dict[str, dict[str, float]], options: argparse.Namespace) -> str:
     """Markdown, as it stands in the README."""
     lines = [
-        f"{options.prompts} fresh prompts, {options.steps} steps of {options.sampler}, seed {options.seed}.",
+        f"{options.prompts} {'exchanged things' if options.inpaint else 'fresh prompts'}, {options.steps} steps of "
+        f"{options.sampler}, seed {options.seed}.",
         "",
         "| right, in the judge's eyes | generated | rendered (the judge's own accuracy) |",
         "| --- | ---: | ---: |",

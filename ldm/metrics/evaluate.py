@@ -65,9 +65,16 @@ def evaluate(
     """({"generated": shares, "renders": shares, "quality": figures}, the pictures, their prompts)."""
     scenes, prompts = fresh_prompts(number, seed)
     pictures = draw(model, prompts, seed, done, **options)
+    return judged(model, judge, scenes, pictures), pictures, prompts
+
+
+def judged(
+    model: LatentDiffusion, judge: Judge, scenes: Sequence[Scene], pictures: Sequence[Image.Image]
+) -> dict[str, dict[str, float]]:
+    """What the judge sees in pictures that shall show the scenes, and in renders of those: `evaluate`'s report."""
     renders = as_pixels(torch.stack([as_bytes(render(scene)) for scene in scenes]))
     drawn = torch.cat([to_tensor(picture) for picture in pictures])  # (N, 3, 128, 128)
-    report = {
+    return {
         "generated": accuracy(scenes, judge.look(drawn)),
         "renders": accuracy(scenes, judge.look(renders)),
         "quality": {
@@ -75,4 +82,3 @@ def evaluate(
             "Fréchet distance": frechet_distance(judge.embed(drawn), judge.embed(renders)),
         },
     }
-    return report, pictures, prompts
