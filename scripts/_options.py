@@ -72,7 +72,7 @@ OWN_DEFAULTS: dict[str, dict[str, Any]] = {  # what one command alone has, besid
 
 def own_model(command: str) -> str:
     """The shipped model that a command draws with where none is named."""
-    return "scenes-x4" if command == "upscale" else "scenes"
+    return {"inpaint": "scenes-inpainting", "upscale": "scenes-x4"}.get(command, "scenes")
 
 
 WORDLESS = ("sample",)  # commands that take no prompt

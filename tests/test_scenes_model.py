@@ -14,7 +14,8 @@ from ldm.config import load_config
 from ldm.data.datasets import as_bytes, as_pixels
 from ldm.data.raycast import render
 from ldm.images import to_images, to_tensor
-from ldm.metrics.evaluate import evaluate, fresh_prompts, psnr
+from ldm.metrics.evaluate import evaluate, fresh_prompts, judged, psnr
+from ldm.metrics.exchange import exchanges, paint
 from ldm.metrics.judge import Judge, accuracy
 from ldm.pipeline import upscale
 
@@ -33,14 +34,15 @@ def judge():
 
 def test_weights_are_small_and_say_where_they_come_from():
     sizes = {path.stem: path.stat().st_size for path in ASSETS.glob("*.safetensors")}
-    assert sizes["scenes"] <= 30e6 and sizes["judge"] <= 3e6 and sizes["scenes-x4"] <= 15e6
+    assert sizes["scenes"] <= 30e6 and sizes["judge"] <= 3e6
+    assert sizes["scenes-x4"] <= 15e6 and sizes["scenes-inpainting"] <= 15e6
     for name in sizes:
         weights = read(ASSETS / f"{name}.safetensors")
         assert {"config", "steps", "seed", "commit"} <= set(weights.metadata)
         assert all(tensor.dtype == torch.float16 for tensor in weights.tensors.values())
 
 
-@pytest.mark.parametrize("name", ["scenes", "scenes-x4"])
+@pytest.mark.parametrize("name", ["scenes", "scenes-inpainting", "scenes-x4"])
 def test_config_file_is_that_of_the_weights(name):
     carried = json.loads(read(ASSETS / f"{name}.safetensors").metadata["config"])
     assert carried == load_config(CONFIGS / f"{name}.yaml")
@@ -55,6 +57,13 @@ def test_enlarged_pictures_are_true_to_the_small_ones_and_sharper_than_interpola
         back = F.interpolate(to_tensor(large), size=(32, 32), mode="area")
         assert (back - to_tensor(small)).square().mean() < 4e-3  # 30 dB
         assert sharpness(to_tensor(large)) > 1.1 * sharpness(to_tensor(small.resize((128, 128), Resampling.BICUBIC)))
+
+
+def test_things_painted_into_renders_are_the_ones_asked_for(judge):
+    asked, model = exchanges(10, seed=15), load("scenes-inpainting")
+    pictures = paint(model, asked, 15, lambda: None, steps=10, sampler="dpmpp_2m")
+    found = judged(model, judge, [one.after for one in asked], pictures)["generated"]
+    assert found["whole"] >= 0.5  # 0 where the mask is left alone; whole pictures of scenes: README
 
 
 def sharpness(pixels):

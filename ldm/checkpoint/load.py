@@ -21,7 +21,7 @@ from ldm.checkpoint.write import write
 from ldm.config import build
 from ldm.models.latent_diffusion import LatentDiffusion
 
-SHIPPED = ("scenes", "scenes-x4", "judge")  # whose weights are in ldm/assets
+SHIPPED = ("scenes", "scenes-inpainting", "scenes-x4", "judge")  # whose weights are in ldm/assets
 
 M = TypeVar("M", bound=nn.Module)
 
