@@ -317,5 +317,5 @@ def test_restart_is_algorithm_1(mixture, normal, error, last):
         x = x + 0.9 * (sigmas[top] ** 2 - sigmas[bottom] ** 2).sqrt() * normal(f"noise.{k}")
         x = last(walk(x, sigmas[top : bottom + 1]))
     assert error(ours, last(walk(x, sigmas[bottom:]))) < 1e-12
-    assert asked[0] == (levels[bottom], levels[top]) and asked[1][0] == asked[0][1] < asked[1][1]
+    assert asked == [(0.1, 2.0), (2.0, pytest.approx(3.9))]  # not the levels of these steps, which others do not have
     assert top + 3 < bottom < 19

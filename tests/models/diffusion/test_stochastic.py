@@ -255,7 +255,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
     return float(torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in pairs]).mean())
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("lcm", "dpm_2_ancestral")])
+@pytest.mark.parametrize("name", ["restart", *(name for name in NAMES if name != "lcm")])
 def test_20_and_40_steps_draw_one_picture(name, mixture, last):
     """Of one of three components: which, is decided by noise of the first steps, the rest by all of it."""
     seeds = range(4)
@@ -267,7 +267,8 @@ def test_20_and_40_steps_draw_one_picture(name, mixture, last):
     coarse, fine, other = draw(20, "one"), draw(40, "one"), draw(40, "another")
     if name != "tcd":  # which has no limit of many steps
         assert correlation(coarse, fine) > 0.98
-    assert correlation(coarse, fine) > correlation(coarse, other) + 0.3
+    least = 0.15 if name == "restart" else 0.3  # whose noise comes when much is decided
+    assert correlation(coarse, fine) > correlation(coarse, other) + least
 
 
 # The contract of a sampler -------------------------------------------------------------------------------------------
