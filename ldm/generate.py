@@ -71,7 +71,8 @@ def generate(
     autoguide: LatentDiffusion | None = None,
     notice: Tell | None = None,
 ) -> Iterator[Result]:
-    """Draws `items`, `batch_size` at a time, each with its own prompts and seed. NonFiniteError, never a black one.
+    """Draws `items`, `batch_size` at a time (or what `Settings.at_once` says), each with its own prompts and seed.
+    NonFiniteError, never a black one.
 
     Where memory runs out, a batch is drawn in halves, and at last a picture decoded in tiles: the same pictures but for
     the last bits of floats, or for the tiles. NotEnoughMemoryError where that does not help.
@@ -95,7 +96,8 @@ def generate(
         return _latents(model, batch, settings, hints, others, heard)
 
     steps, used = settings.sampled_steps, (model, None if refiner is None else refiner.model, autoguide)
-    for batch, latents in halving(items, batch_size, draw, partial(free_memory, *used), telling_once):
+    at_once = settings.at_once(batch_size)
+    for batch, latents in halving(items, at_once, draw, partial(free_memory, *used), telling_once):
         for index, item in enumerate(batch):  # one by one: less memory, and the first is saved while the others wait
             stage = f"the autoencoder's decoder of seed {item.seed}"
             pixels = pixels_of(model, latents[index : index + 1], hints.tiles, stage, telling_once)  # (1, 3, H, W)

@@ -70,15 +70,16 @@ def find_sampler(text: str) -> tuple[str, str | None]:
     word, samplers, spacings = _key(_unambiguous(text)), _table(SAMPLERS), _table(SPACINGS)
     if word in samplers:
         return samplers[word], None
-    for cut in range(1, len(word)):
-        sampler, spacing = samplers.get(word[:cut]), spacings.get(word[cut:])
-        if sampler is not None and (spacing is not None or word[cut:] == AUTOMATIC):
-            return sampler, spacing
+    cuts = [cut for cut in range(1, len(word)) if word[cut:] in spacings or word[cut:] == AUTOMATIC]
+    for cut in cuts:
+        if (sampler := samplers.get(word[:cut])) is not None:
+            return sampler, spacings.get(word[cut:])
+    stem = next((word[:cut] for cut in cuts if word[cut:] not in samplers), word)
     if word in spacings:
         raise ValueError(f"there is no sampler {text!r}; that is a spacing, and goes with any sampler, as euler does")
-    if (plain := samplers.get(word.removesuffix("cfgpp"))) is not None:
+    if (plain := samplers.get(stem.removesuffix("cfgpp"))) is not None:
         raise ValueError(f"there is no sampler {text!r}; take {plain}, and cfg_pp beside it")
-    raise ValueError(_unknown("sampler", text, samplers, SAMPLERS))
+    raise ValueError(_unknown("sampler", text, stem, samplers, SAMPLERS))
 
 
 def find_spacing(text: str) -> str | None:
@@ -87,7 +88,7 @@ def find_spacing(text: str) -> str | None:
     if word in _table(SAMPLERS).keys() - spacings:
         raise ValueError(f"there is no spacing {text!r}; that is a sampler, and goes with any spacing, as karras does")
     if word != AUTOMATIC and word not in spacings:
-        raise ValueError(_unknown("spacing", text, spacings, SPACINGS))
+        raise ValueError(_unknown("spacing", text, word, spacings, SPACINGS))
     return spacings.get(word)
 
 
@@ -109,7 +110,7 @@ def _table(names: dict[str, tuple[str, ...]]) -> dict[str, str]:
     return {_key(alias): name for name, aliases in names.items() for alias in (name, *aliases)}
 
 
-def _unknown(kind: str, text: str, table: dict[str, str], names: Iterable[str]) -> str:
-    close = dict.fromkeys(table[key] for key in difflib.get_close_matches(_key(text), table, 5, 0.5))
+def _unknown(kind: str, text: str, word: str, table: dict[str, str], names: Iterable[str]) -> str:
+    close = dict.fromkeys(table[key] for key in difflib.get_close_matches(word, table, 5, 0.5))
     known = f"the nearest: {', '.join(close)}" if close else f"there are {', '.join(names)}"
     return f"there is no {kind} {text!r}; {known}"

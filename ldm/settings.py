@@ -21,6 +21,7 @@ from ldm.modules.deep_cache import DeepCache
 from ldm.names import find_sampler, find_spacing
 
 CHURNING = ("s_churn", "s_tmin", "s_tmax", "s_noise")  # settings of stochastic samplers, by k-diffusion's names
+ALONE = ("dpm_adaptive",)  # samplers whose steps are those that the worst picture of a batch needs
 MAX_STEPS = 1000
 
 
@@ -90,6 +91,10 @@ class Settings:
         if self.strength == 0:
             return 0
         return max(1, math.floor(self.strength * self.steps + 0.5))
+
+    def at_once(self, count: int) -> int:
+        """How many of so many pictures may be drawn together, so that each is the same in company as alone."""
+        return 1 if self.sampler in ALONE else count
 
     def levels(self, schedule: NoiseSchedule) -> Tensor:
         """The noise levels that are visited, (sampled_steps + 1,): the last part of all, and a 0."""

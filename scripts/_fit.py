@@ -145,7 +145,7 @@ def fit(
     if options.offload and device == "cpu":
         print("--offload: there is one memory only, the CPU's; nothing is moved")
     choice = choose(options, found, items, pictures, device, dtype)
-    if line := choice.said(asked(options, len(items))):
+    if line := choice.said(asked(options, found.settings.at_once(len(items)))):
         print(line)
     return choice
 
@@ -163,7 +163,8 @@ def choose(
     found: gets the networks' dtype, and attention that keeps no table of scores; nothing of it is on the device yet.
     `needs` is 0 where so much is free, or so little known, that nothing had to be predicted.
     """
-    plain, model, free = asked(options, len(items)), found.model, free_memory(device)
+    count = found.settings.at_once(len(items))
+    plain, model, free = asked(options, count), found.model, free_memory(device)
     size = _size(options, model, pictures)
     is_known = options.backend == "torch" and model.low_resolution is None
     if size is None or free is None or not is_known:
@@ -181,7 +182,7 @@ def choose(
         needs = demand.of(tile, exact, offload, plain.batch_size)
         choice = Choice(tile, exact, offload, plain.batch_size, needs, free, needs <= SHARE * free)
         if choice.fits:
-            return _filled(choice, demand, len(items)) if options.batch_size == "auto" else choice
+            return _filled(choice, demand, count) if options.batch_size == "auto" else choice
     return choice
 
 

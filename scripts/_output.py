@@ -40,7 +40,7 @@ class Output:
         only: int | None,
         ranks: Ranks,
     ) -> None:
-        """`only`: the place in the batch of the one picture to keep, for --reproduce. ranks: who share the job."""
+        """`only`: the place in the job of the one picture to keep, for --reproduce. ranks: who share the job."""
         self.ranks, self.drawn, self.asked = ranks, 0, len(job.todo)
         self.options, self.job, self.model, self.settings, self.only = options, job, model, settings, only
         self.made_by = made_by if job.digest is None else made_by | {"job": job.digest}
@@ -69,7 +69,7 @@ class Output:
     def picture(self, result: Result, place: int) -> None:
         """Save a finished picture, unless it was there before, and how it came to be."""
         self.drawn += 1
-        if self.only not in (None, result.index):
+        if self.only not in (None, place):
             return
         if not self.options.skip_save and place not in self.job.there:
             self._save(result, place)

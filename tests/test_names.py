@@ -99,7 +99,16 @@ def test_diffusers_classes() -> None:
 
 @pytest.mark.parametrize(
     ("text", "nearest"),
-    [("eular", "euler"), ("DPM+ 2M", "dpmpp_2m"), ("dmp_fast", "dpm_fast"), ("DPM++ 2M Karas", "dpmpp_2m")],
+    [
+        ("eular", "euler"),
+        ("DPM+ 2M", "dpmpp_2m"),
+        ("dmp_fast", "dpm_fast"),
+        ("DPM++ 2M Karas", "dpmpp_2m"),
+        ("heunpp2", "heun"),
+        ("heunpp2_karras", "heun"),
+        ("eular align your steps", "euler"),
+        ("myddim", "ddim"),  # which is a spacing, too
+    ],
 )
 def test_an_unknown_sampler_lists_the_nearest(text: str, nearest: str) -> None:
     with pytest.raises(ValueError, match=r"there is no sampler .*; the nearest: ") as error:
@@ -142,6 +151,8 @@ def test_a_name_in_the_wrong_place_is_said_to_be_one() -> None:
         with pytest.raises(ValueError, match=f"no spacing '{text}'; that is a sampler"):
             find_spacing(text)
     assert find_spacing("DDIM") == "uniform"  # which is both
-    for text, plain in {"euler_cfg_pp": "euler", "DDIM CFG++": "ddim", "Euler a CFG++": "euler_ancestral"}.items():
+    hinted = {"euler_cfg_pp": "euler", "DDIM CFG++": "ddim", "Euler a CFG++": "euler_ancestral"}
+    hinted |= {"euler_cfg_pp karras": "euler", "euler_cfg_pp Automatic": "euler"}
+    for text, plain in hinted.items():
         with pytest.raises(ValueError, match=f"; take {plain}, and cfg_pp beside it"):
             find_sampler(text)

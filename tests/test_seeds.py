@@ -38,14 +38,31 @@ def correlation(a: torch.Tensor, b: torch.Tensor) -> list[float]:
     return [float(torch.corrcoef(torch.stack(pair))[0, 1]) for pair in pairs]
 
 
-def test_20_and_40_steps_of_scenes_draw_one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def scenes() -> LatentDiffusion:
+    return ldm.load("scenes")
+
+
+@pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m"])
+def test_a_picture_of_scenes_is_the_same_alone_and_in_a_batch_of_8(scenes: Any, sampler: str) -> None:
+    """In float32 and with the weights that ship, whatever is beside it."""
+    prompts = ["a red cube", "a large yellow ball left of a small blue cylinder at night", "", "two green cones"]
+    items = [Item(prompt, None, seed) for seed, prompt in enumerate(2 * prompts)]
+    draw = partial(latents, scenes, sampler=sampler, steps=3, height=64, width=64)
+    together = draw(*items)
+    assert together.dtype == torch.float32
+    for i in (1, 4):
+        alone = draw(items[i])[0]
+        assert (together[i] - alone).norm() <= 1e-5 * alone.norm()
+
+
+def test_20_and_40_steps_of_scenes_draw_one_picture(scenes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """For the same starting noise; with other noise in the steps, it is another picture."""
-    model = ldm.load("scenes")
     items = [
         Item("a small green cone behind a large red cube at night", seed=3),
         Item("a large yellow ball left of a small blue cylinder", seed=4),
     ]
-    draw = partial(latents, model, *items, sampler="euler_ancestral", spacing="linspace", guidance_scale=1.0)
+    draw = partial(latents, scenes, *items, sampler="euler_ancestral", spacing="linspace", guidance_scale=1.0)
     coarse, fine = draw(steps=20), draw(steps=40)
     monkeypatch.setattr("ldm.sampling.BrownianNoise", partial(BrownianNoise, purpose="another"))
     other = draw(steps=20)

@@ -76,8 +76,10 @@ def test_its_calls_are_those_that_are_made(
 
 
 def test_an_adaptive_sampler_makes_as_many_calls_as_it_needs(txt2img: Run, capsys: Capture) -> None:
-    assert txt2img("--explain", "--prompt", "a", "--sampler", "dpm_adaptive") == 0
-    assert "? × 2 rows, 16 states each" in " ".join(capsys.readouterr().out.split())
+    """For one picture, whatever the batch: the steps suit the worst, and each should be as it is alone."""
+    assert txt2img("--explain", "--prompt", "a", "--sampler", "dpm_adaptive", "--n_samples", 3) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "3 × 32x32 pixels, 1 at once" in out and "? × 2 rows, 16 states each" in out and "chosen 1 at once" in out
 
 
 def test_a_published_family_by_name(txt2img: Run, capsys: Capture) -> None:

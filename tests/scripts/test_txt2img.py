@@ -118,6 +118,18 @@ def test_churn_is_written_down_and_reproduced(txt2img: Run, capsys: Capture) -> 
     assert pixels("again/00000-0.png") == pixels("outputs/00000-0.png")
 
 
+def test_one_of_a_batch_is_reproduced_from_smaller_batches(txt2img: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where memory runs out, or a sampler draws one at a time: the picture asked for is saved, and no other."""
+    from ldm.settings import Settings
+
+    assert txt2img(*DRAW, "--n_samples", 3, "--skip-grid") == 0
+    monkeypatch.setattr(Settings, "at_once", lambda self, count: 1)
+    txt2img("--reproduce", "outputs/00002-2.png", "--outdir", "again")  # which says so, if it is not so to the last bit
+    assert files("again") == ["00000-2.png"]
+    there, here = pixels("outputs/00002-2.png"), pixels("again/00000-2.png")
+    assert max(abs(a - b) for a, b in zip(there, here, strict=True)) <= 1
+
+
 def test_prompts_from_a_file_or_a_pipe_in_mixed_batches(txt2img: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("p.txt").write_text("\ufeffa red cube\n\n  ein Würfel 🎨\r\na cone\n", encoding="utf-8")
     assert txt2img("--from-file", "p.txt", "--steps", 1, "--n_samples", 2) == 0

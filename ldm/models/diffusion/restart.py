@@ -29,7 +29,8 @@ def restart(
     walked again. The added noise contracts accumulated errors. Where no sigma lies between the ends, this is Heun's
     method.
 
-    Restart k draws the noise of an interval of its own, the k-th above restart_min, so that no two draws are equal.
+    Restart k draws the noise of an interval of its own, the k-th above restart_min, so that no two draws are equal. It
+    is named by the ends that were asked for, not the rounded ones, so that 20 and 40 steps draw one noise.
     """
     pairs = intervals(sigmas)
     top, bottom = (_nearest([sigma for sigma, _ in pairs], end) for end in (restart_max, restart_min))
@@ -37,10 +38,10 @@ def restart(
         x0 = denoise(x, level(sigma))
         x = heun_step(denoise, x, x0, sigma, sigma_next)
         if i + 1 == bottom:
-            low, high = pairs[bottom][0], pairs[top][0]
-            for k in range(restarts if s_noise > 0 and top < bottom else 0):
-                offset = k * (high - low)
-                x = renoise(x, low + offset, high + offset, s_noise * math.sqrt(high**2 - low**2), noise)
+            sigma_up = s_noise * math.sqrt(pairs[top][0] ** 2 - pairs[bottom][0] ** 2) if top < bottom else 0.0
+            for k in range(restarts if sigma_up > 0 else 0):
+                offset = k * (restart_max - restart_min)
+                x = renoise(x, restart_min + offset, restart_max + offset, sigma_up, noise)
                 for above, below in pairs[top:bottom]:
                     x0 = denoise(x, level(above))
                     x = heun_step(denoise, x, x0, above, below)

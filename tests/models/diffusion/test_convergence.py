@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ldm.models.diffusion import SAMPLERS, SPACINGS, NoiseSchedule, Step
+from ldm.models.diffusion.ddim import ddim
 from ldm.models.diffusion.dpm_solver import dpm_adaptive, dpm_fast
 from ldm.models.diffusion.euler import dpm_2, euler, heun
 from ldm.models.diffusion.exponential import dpmpp_2m, res_multistep, unipc, unipc_bh2
@@ -34,6 +35,7 @@ def solved(x: Tensor, sigma: float, sigma_next: float) -> Tensor:
 
 
 ORDERS = [  # sampler, options, least order
+    (ddim, {}, 0.9),
     (euler, {}, 0.9),
     (plms, {}, 1.9),
     (ipndm, {}, 1.9),

@@ -227,28 +227,6 @@ def test_n_steps_and_n_calls_for_every_n():
         assert sum(1 for _ in ddim(denoise, 1.0, sigmas, noise=no_noise)) == calls == n
 
 
-@pytest.mark.parametrize("name", ["ddim", "ddpm"])
-@pytest.mark.parametrize("n", [*range(1, 31), 100, 333, 999, 1000])
-def test_what_is_asked_of_denoise_and_noise(name, n):
-    function, spacing = SAMPLERS[name]
-    calls, draws, sigmas = [], [], SPACINGS[spacing](SCHEDULE, n)
-
-    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-        calls.append(sigma)
-        return x / (1 + sigma**2)
-
-    def noise(x: Tensor, sigma: float, sigma_next: float) -> Tensor:
-        draws.append((sigma, sigma_next))
-        return torch.zeros_like(x)
-
-    steps = list(function(denoise, torch.ones(1), sigmas, noise=noise))
-    assert [step.i for step in steps] == list(range(n))
-    assert [step.sigma for step in steps] == sigmas[1:].tolist()
-    assert torch.equal(torch.stack(calls), sigmas[:-1])
-    assert draws == ([] if name == "ddim" else list(pairwise(sigmas.tolist()))[:-1])  # none for the step to 0
-    assert bool(torch.isfinite(steps[-1].x))
-
-
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_the_last_step_is_the_last_estimate(name, mixture, normal):
     x, sigmas = normal("x") * 14, SPACINGS["trailing"](SCHEDULE, 5)
