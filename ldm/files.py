@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -77,6 +78,27 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             os.close(handle)
 
 
+def usable_folder(path: str | Path) -> Path:
+    """The folder, made if need be, tried, and rid of what killed processes left. ValueError if nothing can be written
+    there: to be asked before the work is done that is saved there."""
+    path = Path(path)
+    with _refused(f"{path}: files cannot be written there", "choose another folder"):
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+        sweep(path)
+    return path
+
+
+def check_writable(path: str | Path) -> None:
+    """The same for the name of one file, or of a folder to be made, in a folder that is there already."""
+    path = Path(path)
+    with _refused(f"{path}: it cannot be written", "choose another name"):
+        if path.exists() and not path.is_file():
+            raise ValueError("it is there, and no file")
+        with owned(part := _part(path)):
+            part.unlink()
+
+
 def regular_size(path: str | Path) -> int:
     """Bytes in a file. ValueError for a pipe, a device, …, which may have no end, and may never be filled.
 
@@ -139,6 +161,15 @@ def sweep(folder: Path) -> None:
     for entry in os.scandir(folder):
         if _OURS.fullmatch(entry.name):
             _remove_if_dead(Path(entry.path))
+
+
+@contextmanager
+def _refused(what: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: NUL in it
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{what} ({why}); {remedy}") from error
 
 
 def _part(path: Path) -> Path:

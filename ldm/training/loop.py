@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ldm.checkpoint.fit import is_finite
 from ldm.config import register
-from ldm.files import append_line, sweep, write_text
+from ldm.files import append_line, usable_folder, write_text
 from ldm.noise import seed_of
 from ldm.training.muon import Muon, suits_muon
 from ldm.training.state import lay_out, load_old_state, load_state, save_state, tensors_of
@@ -84,13 +84,11 @@ class Trainer:
     """The state of a training: model, its moving average `ema`, optimizers, step."""
 
     def __init__(self, model: nn.Module, recipe: Recipe, folder: Path) -> None:
-        self.model, self.recipe, self.folder = model, recipe, folder
+        self.model, self.recipe, self.folder = model, recipe, usable_folder(folder)
         self.ema = deepcopy(model).requires_grad_(False).eval()
         self.optimizers = _optimizers(model, recipe)
         self.step = 0
         self.unlogged: list[float] = []
-        folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder)
 
     def resume(self) -> bool:
         """Go on from the folder's checkpoint if there is one; losses logged after it are dropped."""
