@@ -7,6 +7,7 @@ what a dead one left and removes it (`sweep`).
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import re
 import secrets
@@ -38,6 +39,7 @@ def atomic(path: str | Path, *, exclusive: bool = False) -> Iterator[BinaryIO]:
     leaves the old file or the new one, never a half. exclusive: FileExistsError where there is an old one.
     """
     path = Path(path)
+    _remove_leftovers(path)
     part = _part(path)
     try:
         with owned(part) as handle, os.fdopen(handle, "wb", closefd=False) as file:
@@ -58,8 +60,7 @@ def atomic(path: str | Path, *, exclusive: bool = False) -> Iterator[BinaryIO]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A folder to fill that becomes `path`, which must not be there, only when the block ends without an error."""
     path = Path(path)
-    for leftover in path.parent.glob(f".{path.name}.*.part"):
-        _remove_if_dead(leftover)
+    _remove_leftovers(path)
     part = _part(path)
     part.mkdir()
     handle = _locked(part)
@@ -174,6 +175,12 @@ def _refused(what: str, remedy: str) -> Iterator[None]:
 
 def _part(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Of processes that were killed while they wrote under this very name."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 16}.part"):
+        _remove_if_dead(leftover)
 
 
 def _remove_if_dead(path: Path) -> None:
