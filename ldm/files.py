@@ -7,11 +7,13 @@ what a dead one left and removes it (`sweep`).
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import re
 import secrets
 import shutil
 import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +39,7 @@ def atomic(path: str | Path, *, exclusive: bool = False) -> Iterator[BinaryIO]:
     leaves the old file or the new one, never a half. exclusive: FileExistsError where there is an old one.
     """
     path = Path(path)
+    _remove_leftovers(path)
     part = _part(path)
     try:
         with owned(part) as handle, os.fdopen(handle, "wb", closefd=False) as file:
@@ -57,8 +60,7 @@ def atomic(path: str | Path, *, exclusive: bool = False) -> Iterator[BinaryIO]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A folder to fill that becomes `path`, which must not be there, only when the block ends without an error."""
     path = Path(path)
-    for leftover in path.parent.glob(f".{path.name}.*.part"):
-        _remove_if_dead(leftover)
+    _remove_leftovers(path)
     part = _part(path)
     part.mkdir()
     handle = _locked(part)
@@ -75,6 +77,27 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     finally:
         if handle is not None:
             os.close(handle)
+
+
+def usable_folder(path: str | Path) -> Path:
+    """The folder, made if need be, tried, and rid of what killed processes left. ValueError if nothing can be written
+    there: to be asked before the work is done that is saved there."""
+    path = Path(path)
+    with _refused(f"{path}: files cannot be written there", "choose another folder"):
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+        sweep(path)
+    return path
+
+
+def check_writable(path: str | Path) -> None:
+    """The same for the name of one file, or of a folder to be made, in a folder that is there already."""
+    path = Path(path)
+    with _refused(f"{path}: it cannot be written", "choose another name"):
+        if path.exists() and not path.is_file():
+            raise ValueError("it is there, and no file")
+        with owned(part := _part(path)):
+            part.unlink()
 
 
 def regular_size(path: str | Path) -> int:
@@ -141,8 +164,23 @@ def sweep(folder: Path) -> None:
             _remove_if_dead(Path(entry.path))
 
 
+@contextmanager
+def _refused(what: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError) as error:  # ValueError: NUL in it
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{what} ({why}); {remedy}") from error
+
+
 def _part(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Of processes that were killed while they wrote under this very name."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 16}.part"):
+        _remove_if_dead(leftover)
 
 
 def _remove_if_dead(path: Path) -> None:

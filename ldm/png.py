@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,7 +14,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from ldm.files import atomic, claimed, sweep, write_text
+from ldm.files import atomic, claimed, usable_folder, write_text
 from ldm.images import check_whole, open_image
 
 CHUNK = "ldm"  # the text chunk with the whole request as JSON; `parameters` beside it is for other programs
@@ -75,16 +74,9 @@ class Folder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        """Makes the folder, tries to write there, removes what killed processes left. ValueError if it is unusable."""
-        self.path = Path(path)
+        """ValueError if it is no `usable_folder`."""
+        self.path = usable_folder(path)
         self._ends: dict[str, dict[str, int]] = {}  # by name of a job's file, which never changes: prefix -> next
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=self.path).close()
-            sweep(self.path)
-        except (OSError, ValueError) as error:  # ValueError: NUL in it
-            why = error.strerror if isinstance(error, OSError) else error
-            raise ValueError(f"{path}: pictures cannot be written there ({why}); choose another folder") from error
 
     def save(self, image: Image.Image, name: str = "{index:05}", info: PngInfo | None = None) -> Path:
         """Writes the picture under `name`, formatted with the first free index, plus ".png"; returns its path.

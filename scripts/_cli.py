@@ -53,7 +53,8 @@ NEEDED = {
 
 def main(command: str, argv: Sequence[str] | None = None) -> int:
     """Run `txt2img`, `img2img`, … with argv (by default the process's own) and say how it went."""
-    return ended(lambda: _heard(command, sys.argv[1:] if argv is None else list(argv)))
+    words = sys.argv[1:] if argv is None else list(argv)
+    return ended(lambda: _heard(command, words), words)
 
 
 def _heard(command: str, argv: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""How a command ends when it is not by itself: Ctrl-C, SIGTERM, nobody who reads, a full disk."""
+"""How a command ends when it is not by itself: Ctrl-C, SIGTERM, nobody who reads, a full disk, bad input."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 UNREAD = 141  # the exit status that a shell gives of what SIGPIPE ends
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def ended(work: Callable[[], int]) -> int:
-    """The exit status of a whole script: what `work` returns; 130 when stopped, 141 when nobody reads any more, 1 with
-    a sentence on a full disk."""
+def ended(work: Callable[[], int], argv: Sequence[str] | None = None) -> int:
+    """The exit status of a whole script: what `work` returns; 130 when stopped, 141 when nobody reads any more; with a
+    sentence, 2 for a mistake of the user (ValueError) and 1 for a failure, where --debug shows the traceback."""
     with terminable():
         try:
             status = work()
@@ -27,13 +27,23 @@ def ended(work: Callable[[], int]) -> int:
             return 130
         except BrokenPipeError:
             return hushed()
-        except OSError as error:
-            said = full_disk(error, "then start it again")
-            if said is None:
+        except (ValueError, OSError, RuntimeError) as error:
+            if "--debug" in (sys.argv if argv is None else argv):
                 raise
-            print(f"failed: {said}", file=sys.stderr)
-            return 1
+            return told(error)
     return status if flushed() else hushed(status or UNREAD)
+
+
+def told(error: Exception) -> int:
+    """What went wrong, in one sentence on stderr. The exit status."""
+    if isinstance(error, ValueError):
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    why: object = full_disk(error, "then start it again") or error
+    if isinstance(error, OSError) and why is error and error.filename is not None:
+        why = f"{error.filename}: {error.strerror}"  # without the number
+    print(f"failed: {str(why) or type(error).__name__}", file=sys.stderr)
+    return 1
 
 
 @contextmanager

@@ -8,9 +8,12 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import os
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+
+from ldm.files import check_writable
 
 MAX_SEED = 2**32 - 1
 MAX_SIDE = 8192
@@ -147,7 +150,9 @@ def one_of(*names: str) -> Callable[[str], str]:
 def check_new_folder(option: str, value: str) -> None:
     """ValueError unless a folder can be made there, or there is an empty one."""
     path = Path(value)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if os.path.exists(path) and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"{option} {value} is there already; name a new folder")
-    if not path.absolute().parent.is_dir():
+    if not os.path.isdir(path.absolute().parent):
         raise ValueError(f"{option} {value}: there is no folder {path.parent}; make it first")
+    if not os.path.exists(path):
+        check_writable(path)

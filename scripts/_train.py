@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from pathlib import Path
 
 import _installed  # noqa: F401
 from _ending import ended
 from _kinds import check_new_folder
+
+from ldm.files import usable_folder
 
 PROFILED = 5  # steps: one says little, and more say the same
 
@@ -35,12 +36,6 @@ def _run(description: str, recipe: str, outdir: str) -> int:
     options = parser.parse_args()
     try:
         train(options)
-    except (ValueError, RuntimeError) as error:
-        if options.debug:
-            raise
-        mistake = isinstance(error, ValueError)
-        print(f"{'error' if mistake else 'failed'}: {error}", file=sys.stderr)
-        return 2 if mistake else 1
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on from the last checkpoint in {options.outdir}", file=sys.stderr)
         return 130
@@ -48,7 +43,9 @@ def _run(description: str, recipe: str, outdir: str) -> int:
 
 
 def train(options: argparse.Namespace) -> None:
+    folder = usable_folder(options.outdir)
     if options.profile is not None:
+        check_new_folder("--profile", options.profile)
         os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # torch's profiler would tell of its own ways, on stderr
     import torch
     from _device import find_device
@@ -59,15 +56,13 @@ def train(options: argparse.Namespace) -> None:
     from ldm.config import load_plugin
     from ldm.training.run import Run, current_commit
 
-    if options.profile is not None:
-        check_new_folder("--profile", options.profile)
     if options.plugin:
         load_plugin(options.plugin)
     device = find_device(options.device)
     if device == "cpu":
         keep_freed_memory()  # a step makes and frees the same large tensors each time
     precision = ("bf16" if device == "cuda" else "full") if options.precision == "auto" else options.precision
-    run = Run(options.config, Path(options.outdir), device, {"steps": options.steps, "batch_size": options.batch_size})
+    run = Run(options.config, folder, device, {"steps": options.steps, "batch_size": options.batch_size})
     print(f"{options.config} on {device}, {precision} precision, into {options.outdir}", flush=True)
     if run.resumed:
         print(f"resumed at step {run.trainer.step}", flush=True)

@@ -23,7 +23,7 @@ from _bench.harness import ROWS, Bench, Line
 from _bench.machine import describe, has_gpu
 from _ending import ended
 
-from ldm.files import write_text
+from ldm.files import check_writable, usable_folder, write_text
 
 HEAD = ("row", "what, against what", "ours", "theirs", "ratio", "must show", "floor", "error")
 
@@ -53,8 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary) if options.folder is None else options.folder
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = usable_folder(temporary if options.folder is None else options.folder)
         bench = Bench(folder, options.rounds, options.tiny, options.plot, options.file)
         try:
             return report(names, bench, options.json, options.out)
@@ -75,6 +74,9 @@ def check(names: Sequence[str], options: argparse.Namespace) -> None:
         raise ValueError(f"--rounds {options.rounds} measures nothing; give 1 or more")
     if options.file is not None and not options.file.is_file():
         raise ValueError(f"--file {options.file}: there is no such file; name a .safetensors file")
+    for path in (options.out, options.plot):
+        if path is not None:
+            check_writable(path)
 
 
 Found = dict[str, list[Line]]

@@ -149,6 +149,7 @@ def _is_readable(file: Path) -> bool:
 def drawing(options: argparse.Namespace, folder: Path) -> Work:
     import _draw  # noqa: F401  (imported once, before any fork)
     from _cli import main as draw
+    from _cli import parse
 
     from ldm.files import write_text
 
@@ -164,6 +165,7 @@ def drawing(options: argparse.Namespace, folder: Path) -> Work:
         2,
     ]
     given += ["--H", options.size, "--W", options.size, "--device", "cpu", "--resume", "--outdir"]
+    parse("txt2img", [str(word) for word in (*given, folder)])  # what is wrong with it is said here, and once
     return lambda target: draw("txt2img", [str(word) for word in (*given, target)])
 
 

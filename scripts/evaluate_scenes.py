@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import _installed  # noqa: F401
 from _ending import ended
+
+from ldm.files import check_writable
 
 
 def main() -> int:
@@ -28,15 +29,15 @@ def main() -> int:
     parser.add_argument("--sheet", metavar="PNG", help="also write the first 64 pictures as a contact sheet")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     options = parser.parse_args()
-    try:
-        print(run(options))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print(run(options))
     return 0
 
 
 def run(options: argparse.Namespace) -> str:
+    if options.prompts < 2:
+        raise ValueError(f"--prompts {options.prompts}: at least 2 are needed")
+    if options.sheet:
+        check_writable(options.sheet)
     from _device import find_device
     from _speed import lay_out
     from tqdm import tqdm
@@ -49,8 +50,6 @@ def run(options: argparse.Namespace) -> str:
     from ldm.metrics.judge import Judge
     from ldm.png import write_png
 
-    if options.prompts < 2:
-        raise ValueError(f"--prompts {options.prompts}: at least 2 are needed")
     if options.plugin:
         load_plugin(options.plugin)
     model, judge = load(options.model, device=find_device(options.device)), load_part(options.judge, Judge)

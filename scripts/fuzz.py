@@ -18,6 +18,8 @@ from pathlib import Path
 import _installed  # noqa: F401
 from _ending import ended
 
+from ldm.files import usable_folder
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     from _fuzz.parsers import PARSERS
@@ -33,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := [name for name in options.parsers if name not in PARSERS]:
         print(f"error: {unknown[0]} is none of {', '.join(PARSERS)}; name one of them", file=sys.stderr)
         return 2
+    if options.keep is not None:
+        usable_folder(options.keep)
     found = {}
     shared = "/dev/shm" if Path("/dev/shm").is_dir() else None  # a file system in memory, where a sync costs nothing
     with tempfile.TemporaryDirectory(dir=shared) as folder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,11 +76,7 @@ def main() -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
     parser.add_argument("--outdir", type=Path, default=DOCS, help="where the sheets go (default: docs/guidance)")
     options = parser.parse_args()
-    try:
-        draw(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    draw(options)
     return 0
 
 
@@ -89,13 +84,14 @@ def draw(options: argparse.Namespace) -> None:
     from _device import find_device
 
     import ldm
+    from ldm.files import usable_folder
     from ldm.images import captioned, grid
     from ldm.png import write_png
 
+    folder = usable_folder(options.outdir)
     device = find_device(options.device)
     model = ldm.load(options.model, device=device)
     worse = worsened(model) if options.worse is None else ldm.load(options.worse, device=device)
-    options.outdir.mkdir(parents=True, exist_ok=True)
     drawn: dict[str, list[Image.Image]] = {}  # by caption: a row may be in several sheets
     for name in options.only:
         for caption, how in SHEETS[name]:
@@ -103,8 +99,8 @@ def draw(options: argparse.Namespace) -> None:
                 drawn[caption] = pictures(model, worse, how, options.steps, options.seed)
         rows = [captioned(grid(drawn[caption], len(PROMPTS)), caption) for caption, _ in SHEETS[name]]
         sheet = grid(rows, 1).point(lambda value: value & 0xFE)  # the last bit is noise that no PNG makes smaller
-        write_png(sheet, options.outdir / f"{name}.png")
-        print(options.outdir / f"{name}.png")
+        write_png(sheet, folder / f"{name}.png")
+        print(folder / f"{name}.png")
 
 
 def pictures(

@@ -4,7 +4,6 @@ the picture that many steps converge to."""
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +29,7 @@ from _sampler_figures import (
 from tqdm import tqdm
 
 import ldm
-from ldm.files import atomic
+from ldm.files import atomic, check_writable, usable_folder
 from ldm.items import Item
 from ldm.models.diffusion import SAMPLERS
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -59,11 +58,7 @@ def main() -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
     parser.add_argument("--page", type=Path, default=PAGE, help="where it writes; pictures go beside it")
     options = parser.parse_args()
-    try:
-        look(options)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    look(options)
     return 0
 
 
@@ -72,12 +67,12 @@ def look(options: argparse.Namespace) -> None:
         import matplotlib  # noqa: F401  (before anything is drawn)
     except ImportError:
         raise ValueError("the plot needs matplotlib; run pip install -e '.[train]'") from None
-    page, folder = options.page, options.page.with_suffix("")
+    page, folder = options.page, usable_folder(options.page.with_suffix(""))
+    check_writable(page)
     before, after = _around(page)
     model = ldm.load(options.model, device=find_device(options.device))
     drawn, doubt = draw_all(model, options)
     own = [one for one in drawn if one.spacing == options.spacing]
-    folder.mkdir(parents=True, exist_ok=True)
     with atomic(folder / "grid.jpg") as out:
         sheet(own, options.samplers, options.steps).save(out, format="JPEG", quality=88)
     with atomic(folder / "error.png") as out:

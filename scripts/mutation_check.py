@@ -33,7 +33,7 @@ from _ending import ended
 from _mutation_runs import FOLDER, ROOT, TESTS, Entered, Function, Session, anew, in_child, in_place, measured
 from _mutations import mutants
 
-from ldm.files import write_text
+from ldm.files import check_writable, write_text
 
 LEFT_OUT = ("__init__", "guidance", "corrections", "prompted", "tiles")
 FILES = tuple(sorted(path.name for path in FOLDER.glob("*.py") if path.stem not in LEFT_OUT))
@@ -133,6 +133,8 @@ def main() -> int:
     if unknown := [name for name in options.files if name not in FILES]:
         parser.error(f"{unknown[0]} is none of {', '.join(FILES)}")
     options.files, options.json = options.files or FILES, options.json and options.json.resolve()
+    if options.json is not None:
+        check_writable(options.json)
     os.chdir(ROOT)
     sys.path.insert(0, str(ROOT))
     torch.set_num_threads(1)

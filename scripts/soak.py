@@ -121,9 +121,11 @@ def muted() -> Iterator[None]:
 
 def in_one_folder(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import _draw  # noqa: F401  (imported once, before any fork)
+    from _cli import parse
 
     share = options.pictures // options.processes
     lines = [asked(options, folder, share, 1000 * k) for k in range(options.processes)]
+    parse("txt2img", lines[0])  # what is wrong with it is said here, and once
     children = [_started(line) for line in lines]
     statuses = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     counts = {"processes": options.processes, "pictures": len(list(folder.glob("out/0*.png")))}

@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -144,12 +145,26 @@ def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a"] and (tmp_path / "a" / "b").read_text() == "text"
 
 
+@pytest.mark.parametrize("write", [atomic, atomic_folder])
+def test_a_dead_part_of_a_name_goes_when_that_is_written(write: Callable[..., Any], tmp_path: Path) -> None:
+    number = "0123456789abcdef"
+    dead = tmp_path / f".o[u]t.safetensors.{number}.part"
+    others = [f".out.safetensors.{number}.part", ".o[u]t.safetensors.mine.part", f".o[u]t.safetensors.x.{number}.part"]
+    for name in (dead.name, *others):
+        (tmp_path / name).touch()
+    living = tmp_path / dead.name.replace("0", "1")
+    with owned(living), write(tmp_path / "o[u]t.safetensors"):
+        assert not dead.exists()
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, living.name, "o[u]t.safetensors"])
+
+
 def test_what_a_killed_process_left_goes_and_what_a_living_one_is_at_stays(tmp_path: Path) -> None:
     code = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from ldm.files import atomic, atomic_folder, claimed
 from pathlib import Path
+from typing import Any
 folder = Path({str(tmp_path)!r})
 with atomic(folder / "a") as file, atomic_folder(folder / "b") as part, claimed(folder / ".00007.claim"):
     file.write(b"half")

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.checkpoint.fit import is_finite
 from ldm.config import register
-from ldm.files import append_line, sweep, write_text
+from ldm.files import append_line, usable_folder, write_text
 from ldm.noise import seed_of
 from ldm.training.muon import Muon, suits_muon
-from ldm.training.state import lay_out, load_old_state, load_state, save_state
+from ldm.training.state import lay_out, load_old_state, load_state, save_state, tensors_of
 
 Batch = Any
 Loss = Callable[[Batch, torch.Generator], Tensor]
@@ -83,13 +84,11 @@ class Trainer:
     """The state of a training: model, its moving average `ema`, optimizers, step."""
 
     def __init__(self, model: nn.Module, recipe: Recipe, folder: Path) -> None:
-        self.model, self.recipe, self.folder = model, recipe, folder
+        self.model, self.recipe, self.folder = model, recipe, usable_folder(folder)
         self.ema = deepcopy(model).requires_grad_(False).eval()
         self.optimizers = _optimizers(model, recipe)
         self.step = 0
         self.unlogged: list[float] = []
-        folder.mkdir(parents=True, exist_ok=True)
-        sweep(folder)
 
     def resume(self) -> bool:
         """Go on from the folder's checkpoint if there is one; losses logged after it are dropped."""
@@ -116,8 +115,13 @@ class Trainer:
             write_text(path, "".join(f"{row}\n" for row in kept))
 
     def save(self) -> None:
+        """The checkpoint. DivergedError, with the old one as it was, where anything in it is not finite."""
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
         state = {"model": self.model.state_dict(), "ema": self.ema.state_dict(), "optimizers": optimizers}
+        spoiled = next((name for name, tensor in tensors_of(state).items() if not is_finite(tensor)), None)
+        if spoiled is not None:
+            found = f"NaN or infinity in {spoiled}, so no checkpoint was written"
+            raise DivergedError(f"step {self.step}: {found}; lower the learning_rate")
         save_state(self.folder / CHECKPOINT, state | {"step": self.step, "unlogged": self.unlogged})
 
     def run(self, batch: Callable[[int], Batch], loss: Loss) -> Iterator[Update]:

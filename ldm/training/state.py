@@ -19,15 +19,22 @@ NETWORKS = ("model", "ema")
 
 def save_state(path: Path, state: State) -> None:
     """Atomically, with a checksum of every tensor."""
-    tensors: dict[str, Tensor] = {f"{kind}.{k}": v for kind in NETWORKS for k, v in state[kind].items()}
     plain = []
-    for number, optimizer in enumerate(state["optimizers"]):
-        own = {(i, name): value for i, values in optimizer["state"].items() for name, value in values.items()}
-        tensors |= {f"optimizer.{number}.{i}.{k}": v for (i, k), v in own.items() if isinstance(v, Tensor)}
-        rest = [[i, name, value] for (i, name), value in own.items() if not isinstance(value, Tensor)]
+    for optimizer in state["optimizers"]:
+        own = [(i, name, value) for i, values in optimizer["state"].items() for name, value in values.items()]
+        rest = [entry for entry in own if not isinstance(entry[2], Tensor)]
         plain.append({"groups": optimizer["param_groups"], "rest": rest})
     about = {"optimizers": json.dumps(plain), "step": str(state["step"]), "unlogged": json.dumps(state["unlogged"])}
-    write(path, {name: tensor.detach().cpu() for name, tensor in tensors.items()}, about)
+    write(path, {name: tensor.detach().cpu() for name, tensor in tensors_of(state).items()}, about)
+
+
+def tensors_of(state: State) -> dict[str, Tensor]:
+    """All of them, by their names in the file."""
+    found: dict[str, Tensor] = {f"{kind}.{k}": v for kind in NETWORKS for k, v in state[kind].items()}
+    for number, optimizer in enumerate(state["optimizers"]):
+        for i, values in optimizer["state"].items():
+            found |= {f"optimizer.{number}.{i}.{k}": v for k, v in values.items() if isinstance(v, Tensor)}
+    return found
 
 
 def load_state(path: Path) -> State:

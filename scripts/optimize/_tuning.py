@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ if str(SCRIPTS) not in sys.path:
 from _plot import bars  # noqa: E402
 from _settings_file import write_settings  # noqa: E402
 
-from ldm.files import atomic  # noqa: E402
+from ldm.files import atomic, check_writable  # noqa: E402
 
 GAIN = 0.05  # of the time, below which two are as fast
 Settings = dict[str, Any]  # names of options on the command line -> values
@@ -98,8 +99,9 @@ def machine(device: str) -> str:
 def check_out(out: Path) -> None:
     if out.suffix not in (".yaml", ".yml"):
         raise ValueError(f"--out {out}: settings are written as YAML; give a name that ends in .yaml")
-    if not out.absolute().parent.is_dir():
+    if not os.path.isdir(out.absolute().parent):
         raise ValueError(f"--out {out}: there is no folder {out.parent}; make it first")
     for file in (out, out.with_suffix(".png")):
-        if file.exists():
+        if os.path.exists(file):
             raise ValueError(f"--out {out}: {file} is there already; give another name")
+        check_writable(file)

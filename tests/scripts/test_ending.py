@@ -105,16 +105,16 @@ def test_a_folder_that_takes_no_files(
     """Found before a model is loaded, whoever asks: root may write anywhere."""
     import _draw
 
-    import ldm.png
+    import ldm.files
 
     def refuse(**_: Any) -> Any:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(ldm.png.tempfile, "TemporaryFile", refuse)
+    monkeypatch.setattr(ldm.files.tempfile, "TemporaryFile", refuse)
     monkeypatch.setattr(_draw, "load", lambda *_, **__: pytest.fail("a model was loaded"))
     assert txt2img(*DRAW) == 2
     said = capsys.readouterr().err
-    assert said.startswith("error: outputs: pictures cannot be written there") and os.strerror(number) in said
+    assert said.startswith("error: outputs: files cannot be written there") and os.strerror(number) in said
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG], ids=errno.errorcode.get)
@@ -207,3 +207,32 @@ def test_no_memory_to_load_a_model(txt2img: Run, monkeypatch: pytest.MonkeyPatch
     assert txt2img(*DRAW) == 1
     said = capsys.readouterr().err.rstrip().splitlines()[-1]
     assert said.startswith("failed: out of memory while loading --model ") and "draw a smaller picture" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "said"),
+    [
+        (ValueError("--steps 0: give 1 or more"), 2, "error: --steps 0: give 1 or more"),
+        (RuntimeError("NaN or infinity"), 1, "failed: NaN or infinity"),
+        (RuntimeError(), 1, "failed: RuntimeError"),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), 1, "failed: x: No such file or directory"),
+        (OSError("no network"), 1, "failed: no network"),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), 1, "failed: x: the disk is full; what is finished is"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_what_goes_wrong_is_a_sentence(
+    error: Exception, status: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    from _ending import ended
+
+    def work() -> int:
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    assert ended(work) == status
+    told = capsys.readouterr().err
+    assert told.startswith(said) and told.count("\n") == 1
+    monkeypatch.setattr(sys, "argv", ["train.py", "--debug"])
+    with pytest.raises(type(error)):
+        ended(work)

@@ -1,4 +1,5 @@
-"""Every script, not only those that draw, ends as documented when nobody reads it, and when it is stopped."""
+"""Every script, not only those that draw, ends as documented when nobody reads it, when it is stopped, and when it
+cannot write where it is told to."""
 
 from __future__ import annotations
 
@@ -67,6 +68,55 @@ def test_stopped(path: Path, number: int, monkeypatch: pytest.MonkeyPatch, capsy
     interrupted_by(number, monkeypatch)
     assert status_of(path, monkeypatch) == 130
     assert capsys.readouterr().err == "stopped\n"
+
+
+FOLDERS = (  # commands that fill a folder; the sentence comes before weights are looked for
+    "train_autoencoder --config no.yaml --outdir {}",
+    "guidance_sheets --model no.safetensors --outdir {}",
+    "look_at_samplers --model no.safetensors --page {}/page.md",
+    "txt2img --model scenes --prompt a --outdir {}",
+    "benchmark load --folder {}",
+    "fuzz --seconds 0 --keep {}",
+)
+FILES = (  # commands that write one file, or a folder that is new
+    "evaluate_scenes --model no.safetensors --sheet {}",
+    "benchmark load --out {}",
+    "benchmark load --plot {}",
+    "mutation_check --json {}",
+    "optimize_sd --model no.safetensors --out {}.yaml",
+    "optimize_attention --model no.safetensors --out {}.yaml",
+    "export_onnx no.safetensors --out {}",
+    "train_autoencoder --config no.yaml --outdir run --profile {}",
+)
+LONG = "x" * 400
+PLACES = [(command, place) for command in FOLDERS for place in ("file", "file/below", LONG, "/proc/x")]
+PLACES += [(command, place) for command in FILES for place in ("folder", "none/x", "file/x", LONG, "/proc/x")]
+
+
+@pytest.mark.parametrize(("command", "place"), PLACES, ids=lambda word: word.split()[0][:20])
+def test_a_place_that_takes_no_files(
+    command: str, place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "full").touch()
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "file").touch()
+    script, *argv = command.format(place).split()
+    (path,) = (path for path in ALL if path.stem == script)
+    assert status_of(path, monkeypatch, *argv) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and place in said and "no.safetensors" not in said
+
+
+def test_a_model_that_is_not_there_is_said_before_the_long_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in ("chaos batch --model no.safetensors", "soak memory --model no.safetensors", "soak folder --size 33"):
+        script, *argv = words.split()
+        assert status_of(SCRIPTS / f"{script}.py", monkeypatch, *argv) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and said.count("\n") == 1 and ("no.safetensors" in said or "33" in said)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import guidance_sheets
 import pytest
+from _ending import ended
 from PIL import Image
 
 from ldm.guidance import Guidance
@@ -18,7 +19,7 @@ def test_every_sheet_has_a_row_for_each_setting(
 ) -> None:
     arguments = ["--model", str(tiny_file), "--steps", "1", "--device", "cpu", "--outdir", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["guidance_sheets.py", *arguments, "--only", "autoguidance", "pag"])
-    assert guidance_sheets.main() == 0
+    assert ended(guidance_sheets.main) == 0
     assert len(capsys.readouterr().out.splitlines()) == 2 == len(list(tmp_path.glob("*.png")))
     for name in ("autoguidance", "pag"):
         with Image.open(tmp_path / f"{name}.png") as sheet:
@@ -26,7 +27,7 @@ def test_every_sheet_has_a_row_for_each_setting(
             rows = [sheet.crop((0, i * third + 2, 4 * 34, i * third + 34)).tobytes() for i in range(3)]
         assert len(set(rows)) == 3
     monkeypatch.setattr(sys, "argv", ["guidance_sheets.py", *arguments, "--worse", "none.safetensors"])
-    assert guidance_sheets.main() == 2
+    assert ended(guidance_sheets.main) == 2
     assert "none.safetensors" in capsys.readouterr().err
 
 

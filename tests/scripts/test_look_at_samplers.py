@@ -10,6 +10,7 @@ import _sampler_figures
 import look_at_samplers
 import pytest
 import torch
+from _ending import ended
 from _sampler_figures import DETERMINISTIC, LABEL, difference
 from look_at_samplers import BEGIN, END, PAGE
 from PIL import Image
@@ -22,7 +23,7 @@ def look(tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def run(*options: object) -> int:
         fixed = ["--model", str(tiny_file), "--device", "cpu", "--page", str(tmp_path / "page.md"), "--pictures", "2"]
         monkeypatch.setattr(sys, "argv", ["look_at_samplers.py", *fixed, *map(str, options)])
-        return look_at_samplers.main()
+        return ended(look_at_samplers.main)
 
     return run
 

@@ -95,6 +95,16 @@ def test_mistakes_in_a_recipe_are_one_sentence(recipe, tmp_path, capsys, monkeyp
     assert words.split(";")[0] in error
 
 
+def test_a_bad_picture_in_the_data_is_named(recipe, tmp_path, capsys, monkeypatch):
+    bad = tmp_path / "pictures" / "2.png"
+    bad.write_bytes(bad.read_bytes()[:-20])
+    options = ("--config", recipe, "--outdir", tmp_path / "run", "--device", "cpu")
+    assert call("train", *options, monkeypatch=monkeypatch) == 2
+    said = capsys.readouterr().err.splitlines()[-1]  # the progress bar is above
+    assert said.startswith(f"error: {bad}: the picture is broken")
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
 def test_missing_files_are_one_sentence(tmp_path, capsys, monkeypatch):
     assert call("train", "--config", tmp_path / "no.yaml", "--outdir", tmp_path / "run", monkeypatch=monkeypatch) == 2
     assert call("evaluate_scenes", "--model", tmp_path / "no.safetensors", monkeypatch=monkeypatch) == 2

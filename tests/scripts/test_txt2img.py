@@ -383,7 +383,7 @@ def test_a_failure_is_one_sentence_and_status_1(txt2img: Run, monkeypatch: pytes
         (("--prompt", "a", "--plugin", "none.py"), "none.py: a plugin must be an existing .py file"),
         (("--prompt", "a", "--C", "3"), "--C 3: this model has 4"),
         (("--prompt", "a", "--f", "4"), "--f 4: this model has 8"),
-        (("--prompt", "a", "--outdir", "p.txt"), "p.txt: pictures cannot be written there"),
+        (("--prompt", "a", "--outdir", "p.txt"), "p.txt: files cannot be written there"),
         (("--prompt", "a", "--n_samples", "0"), "--n-samples: 0 is out of range"),
         (("--prompt", "a", "--save-intermediates", "1", "--skip-save"), "nowhere to write with --skip-save"),
         (("--promt", "a"), "--promt a: no such option; did you mean --prompt?"),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ldm.training.loop import DivergedError, Recipe, Trainer, seeded, shuffled
+from ldm.training.state import tensors_of
 
 RECIPE = Recipe(steps=20, batch_size=4, learning_rate=0.05, warmup=3, save_every=5, log_every=5, ema_decay=0.9)
 
@@ -99,6 +100,27 @@ def test_a_loss_that_is_not_finite_stops_before_any_weight_is_touched(tmp_path):
         next(t.run(batch, lambda x, g: t.model(x).mean() * math.nan))
     assert all(torch.equal(a, b) for a, b in zip(before, t.model.parameters(), strict=True))
     assert not (tmp_path / "last.safetensors").exists()
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("name", ["model.2.bias", "ema.0.weight", "optimizer.0.1.exp_avg_sq"])
+def test_what_is_not_finite_is_never_saved(tmp_path, name):
+    t = trainer(tmp_path)
+    run(t, stop=5)
+    before = (tmp_path / "last.safetensors").read_bytes()
+    state = {"model": t.model.state_dict(), "ema": t.ema.state_dict()}
+    state["optimizers"] = [optimizer.state_dict() for optimizer in t.optimizers]
+    tensors_of(state)[name][0] = math.inf  # they share memory with the trainer's
+    with pytest.raises(DivergedError, match=f"step 5: NaN or infinity in {name}, .*; lower the learning_rate"):
+        t.save()
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["last.safetensors"]
+    assert (tmp_path / "last.safetensors").read_bytes() == before
+
+
+def test_a_rate_that_no_weight_survives_leaves_no_checkpoint(tmp_path):
+    with pytest.raises(DivergedError, match=r"step 1: NaN or infinity in model\.0"):
+        run(trainer(tmp_path, replace(RECIPE, learning_rate=1e39, save_every=1)))
+    assert not list(tmp_path.glob("*.safetensors"))
 
 
 def test_losses_are_logged_as_means(tmp_path):
