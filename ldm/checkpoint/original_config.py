@@ -18,7 +18,6 @@ UNET_IGNORED = {
     "use_spatial_transformer",
     "num_heads_upsample",
     "spatial_transformer_attn_type",
-    "use_new_attention_order",  # belongs to the names: checkpoint.keys
 }
 UNET_USED = {
     "in_channels",
@@ -41,6 +40,7 @@ UNET_USED = {
     "resblock_updown",
     "use_scale_shift_norm",
     "dropout",
+    "use_new_attention_order",
 }
 DDCONFIG_IGNORED = {"double_z"}
 DDCONFIG_USED = {
@@ -155,8 +155,6 @@ def _schedule(params: Mapping[str, Any]) -> Node:
 def _unet(node: Mapping[str, Any]) -> Node:
     if class_name(node) != "UNetModel":
         raise ValueError(f"the network {node['target']!r} is not supported: only UNetModel is")
-    if node["params"].get("use_new_attention_order", False):
-        raise ValueError("use_new_attention_order is not supported in a config: no published file is in that order")
     return {"target": "UNet", "params": unet_params(node["params"])}
 
 
@@ -192,6 +190,8 @@ def unet_params(original: Mapping[str, Any]) -> dict[str, Any]:
         "dropout": original.get("dropout", 0.0),
         "resample": "conv" if original.get("conv_resample", True) else "pool",
     }
+    if original.get("use_new_attention_order", False):
+        params["new_attention_order"] = True
     if original.get("resblock_updown", False):
         params["resample"] = "resnet"
     head_channels = original.get("num_head_channels", -1)  # -1: the number is given

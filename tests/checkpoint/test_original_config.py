@@ -257,7 +257,6 @@ def test_sgm_of_a_model_without_sizes() -> None:
         ("sd-v1", "AutoencoderKL", "IdentityFirstStage", "IdentityFirstStage' is not supported"),
         ("sd-v1", "openaimodel.UNetModel", "openaimodel.MyUNet", "MyUNet' is not supported"),
         ("sd-v1", "legacy: false", "legasy: false", "not known here: legasy"),
-        ("sd-v1", "legacy: false", "use_new_attention_order: true", "use_new_attention_order"),
         ("sd-v1", "model_channels: 320, ", "", "'model_channels' is missing"),
         ("sd-v1", "model_channels: 320, ", "model_channels: null, ", "of a wrong type"),
         ("sd-v2", "layer: penultimate", "layer: penultimate, arch: ViT-Z", "arch 'ViT-Z'"),
