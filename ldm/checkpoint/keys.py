@@ -129,9 +129,7 @@ def _unet_rules(unet: UNet) -> Iterator[Rule]:
         ours = f"down_blocks.{i}"
         for j, (resnet, attend) in enumerate(zip(block.resnets, block.attentions, strict=True)):
             yield from _layer_rules(f"input_blocks.{n}.0", f"{ours}.resnets.{j}", resnet)
-            yield from _attention_rules(
-                f"input_blocks.{n}.1", f"{ours}.attentions.{j}", attend, unet.new_attention_order
-            )
+            yield from _attention_rules(f"input_blocks.{n}.1", f"{ours}.attentions.{j}", attend, new_order)
             n += 1
         for downsample in block.downsamplers:
             yield from _layer_rules(f"input_blocks.{n}.0", f"{ours}.downsamplers.0", downsample, conv="op")
@@ -147,9 +145,7 @@ def _unet_rules(unet: UNet) -> Iterator[Rule]:
         ours = f"up_blocks.{i}"
         for j, (resnet, attend) in enumerate(zip(up.resnets, up.attentions, strict=True)):
             yield from _layer_rules(f"output_blocks.{n}.0", f"{ours}.resnets.{j}", resnet)
-            yield from _attention_rules(
-                f"output_blocks.{n}.1", f"{ours}.attentions.{j}", attend, unet.new_attention_order
-            )
+            yield from _attention_rules(f"output_blocks.{n}.1", f"{ours}.attentions.{j}", attend, new_order)
             n += 1
         place = 1 if isinstance(up.attentions[-1], NoAttention) else 2
         for upsample in up.upsamplers:
