@@ -64,14 +64,9 @@ class Rule:
         return tensor[(...,) + (None,) * self.pointwise] if leaf == "weight" else tensor
 
 
-def to_internal(
-    state: Mapping[str, Tensor], module: nn.Module, *, new_attention_order: bool = False
-) -> dict[str, Tensor]:
-    """A part's original state dict -> names of `module`. Unknown names are kept, for a strict load to report.
-
-    new_attention_order: the `use_new_attention_order` of the original UNet config; no file says which it is.
-    """
-    table = {rule.original: rule for rule in rules(module, new_attention_order)}
+def to_internal(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """A part's original state dict -> names of `module`. Unknown names are kept, for a strict load to report."""
+    table = {rule.original: rule for rule in rules(module)}
     out: dict[str, Tensor] = {}
     for key, tensor in state.items():
         parent = _parent(key, table)
@@ -82,11 +77,9 @@ def to_internal(
     return out
 
 
-def to_original(
-    state: Mapping[str, Tensor], module: nn.Module, *, new_attention_order: bool = False
-) -> dict[str, Tensor]:
+def to_original(state: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
     """The inverse of `to_internal`; KeyError if only some of a stacked to_q, to_k, to_v are there."""
-    table = {rule.internal: rule for rule in rules(module, new_attention_order)}
+    table = {rule.internal: rule for rule in rules(module)}
     out: dict[str, Tensor] = {}
     for key, tensor in state.items():
         parent = _parent(key, table)
@@ -112,15 +105,16 @@ def _parent(key: str, table: Mapping[str, Rule]) -> str | None:
     return None
 
 
-def rules(module: nn.Module, new_attention_order: bool = False) -> list[Rule]:
+def rules(module: nn.Module) -> list[Rule]:
     if isinstance(module, UNet):
-        return list(_unet_rules(module, new_attention_order))
+        return list(_unet_rules(module))
     if isinstance(module, AutoencoderKL | VQModel):
         return list(_autoencoder_rules(module))
     raise ValueError(f"has names of an original file, where a {type(module).__name__} has none; use a diffusers folder")
 
 
-def _unet_rules(unet: UNet, new_attention_order: bool) -> Iterator[Rule]:
+def _unet_rules(unet: UNet) -> Iterator[Rule]:
+    new_order = unet.new_attention_order
     yield Rule("time_embed.0", "time_embedding.linear_1")
     yield Rule("time_embed.2", "time_embedding.linear_2")
     if unet.class_embedding is not None:
@@ -135,7 +129,7 @@ def _unet_rules(unet: UNet, new_attention_order: bool) -> Iterator[Rule]:
         ours = f"down_blocks.{i}"
         for j, (resnet, attend) in enumerate(zip(block.resnets, block.attentions, strict=True)):
             yield from _layer_rules(f"input_blocks.{n}.0", f"{ours}.resnets.{j}", resnet)
-            yield from _attention_rules(f"input_blocks.{n}.1", f"{ours}.attentions.{j}", attend, new_attention_order)
+            yield from _attention_rules(f"input_blocks.{n}.1", f"{ours}.attentions.{j}", attend, new_order)
             n += 1
         for downsample in block.downsamplers:
             yield from _layer_rules(f"input_blocks.{n}.0", f"{ours}.downsamplers.0", downsample, conv="op")
@@ -143,7 +137,7 @@ def _unet_rules(unet: UNet, new_attention_order: bool) -> Iterator[Rule]:
 
     yield from _layer_rules("middle_block.0", "mid_block.resnets.0", unet.mid_block.resnets[0])
     attend = unet.mid_block.attentions[0]
-    yield from _attention_rules("middle_block.1", "mid_block.attentions.0", attend, new_attention_order)
+    yield from _attention_rules("middle_block.1", "mid_block.attentions.0", attend, new_order)
     yield from _layer_rules("middle_block.2", "mid_block.resnets.1", unet.mid_block.resnets[1])
 
     n = 0  # here an upsampler stands behind the last pair of its level, under the same number
@@ -151,7 +145,7 @@ def _unet_rules(unet: UNet, new_attention_order: bool) -> Iterator[Rule]:
         ours = f"up_blocks.{i}"
         for j, (resnet, attend) in enumerate(zip(up.resnets, up.attentions, strict=True)):
             yield from _layer_rules(f"output_blocks.{n}.0", f"{ours}.resnets.{j}", resnet)
-            yield from _attention_rules(f"output_blocks.{n}.1", f"{ours}.attentions.{j}", attend, new_attention_order)
+            yield from _attention_rules(f"output_blocks.{n}.1", f"{ours}.attentions.{j}", attend, new_order)
             n += 1
         place = 1 if isinstance(up.attentions[-1], NoAttention) else 2
         for upsample in up.upsamplers:
@@ -169,11 +163,11 @@ def _layer_rules(original: str, internal: str, layer: nn.Module, conv: str = "co
         yield Rule(f"{original}.{conv}", f"{internal}.conv")
 
 
-def _attention_rules(original: str, internal: str, layer: nn.Module, new_attention_order: bool) -> Iterator[Rule]:
+def _attention_rules(original: str, internal: str, layer: nn.Module, new_order: bool) -> Iterator[Rule]:
     """Attention of the 2022 models keeps q, k, v in one tensor: head by head, or all of q first in the "new" order."""
     if isinstance(layer, AttentionBlock):
         yield Rule(f"{original}.norm", f"{internal}.group_norm")
-        yield Rule(f"{original}.qkv", internal, pointwise=1, heads=1 if new_attention_order else layer.num_heads)
+        yield Rule(f"{original}.qkv", internal, pointwise=1, heads=1 if new_order else layer.num_heads)
         yield Rule(f"{original}.proj_out", f"{internal}.to_out.0", pointwise=1)
     else:
         yield Rule(original, internal)  # a transformer has the same names below

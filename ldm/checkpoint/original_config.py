@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ldm.checkpoint.original_text import Node, class_name, conditioner, conditioning, refuse_unknown
+from ldm.checkpoint.original_text import Node, class_name, conditioner, conditioning, image_tower, refuse_unknown
 from ldm.config import ConfigError
 
 # Say how to run, not what to compute, or repeat what other params say.
@@ -18,7 +18,6 @@ UNET_IGNORED = {
     "use_spatial_transformer",
     "num_heads_upsample",
     "spatial_transformer_attn_type",
-    "use_new_attention_order",  # belongs to the names: checkpoint.keys
 }
 UNET_USED = {
     "in_channels",
@@ -41,6 +40,7 @@ UNET_USED = {
     "resblock_updown",
     "use_scale_shift_norm",
     "dropout",
+    "use_new_attention_order",
 }
 DDCONFIG_IGNORED = {"double_z"}
 DDCONFIG_USED = {
@@ -69,7 +69,13 @@ AUTOENCODERS = {
     "VQModel": "VQModel",
     "VQModelInterface": "VQModel",
 }
-BETA_SCHEDULES = {"linear": "scaled_linear", "sqrt_linear": "linear", "cosine": "cosine", "sqrt": "sqrt"}
+BETA_SCHEDULES = {
+    "linear": "scaled_linear",
+    "sqrt_linear": "linear",
+    "cosine": "cosine",
+    "squaredcos_cap_v2": "cosine",
+    "sqrt": "sqrt",
+}
 PARAMETERIZATIONS = {"EpsScaling": "eps", "VScaling": "v"}
 
 
@@ -118,7 +124,22 @@ def _compvis(params: Mapping[str, Any]) -> Node:
     depth = params.get("depth_stage_config", {"params": {}}).get("params") or {}
     if depth.get("model_type") == "dpt_hybrid":  # as in the published one; other networks are not used
         ours["depth_estimator"] = {"target": "DPTDepthEstimator"}
+    if "embedder_config" in params:
+        ours["image_encoder"] = image_tower(params["embedder_config"])
+        ours["image_augmentation"] = _embedding_augmentation(params["noise_aug_config"])
     return ours | conditioning(params["cond_stage_config"])
+
+
+def _embedding_augmentation(node: Mapping[str, Any]) -> Node:
+    if class_name(node) != "CLIPEmbeddingNoiseAugmentation":
+        raise ValueError(
+            f"the augmentation {node['target']!r} is not supported: only CLIPEmbeddingNoiseAugmentation is"
+        )
+    given = node["params"]
+    refuse_unknown(class_name(node), given, {"noise_schedule_config", "timestep_dim", "clip_stats_path"})
+    ours = {"schedule": _schedule(given["noise_schedule_config"]), "width": given["timestep_dim"]}
+    measured = given.get("clip_stats_path") is not None  # once read from there, and in the published file since
+    return {"target": "EmbeddingAugmentation", "params": ours | {"measured": measured}}
 
 
 def _sgm(params: Mapping[str, Any]) -> Node:
@@ -143,20 +164,16 @@ def _schedule(params: Mapping[str, Any]) -> Node:
     kind = params.get("beta_schedule", "linear")
     if kind not in BETA_SCHEDULES or params.get("given_betas") is not None:
         raise ValueError(f"beta_schedule {kind!r} or given_betas: only {', '.join(BETA_SCHEDULES)} are supported")
-    ours = {
-        "beta_schedule": BETA_SCHEDULES[kind],
-        "beta_start": params.get("linear_start", 1e-4),
-        "beta_end": params.get("linear_end", 2e-2),
-        "num_timesteps": params.get("timesteps", params.get("num_timesteps", 1000)),
-    }
+    steps = params.get("timesteps", params.get("num_timesteps", 1000))
+    ours = {"beta_schedule": BETA_SCHEDULES[kind], "num_timesteps": steps}
+    if ours["beta_schedule"] != "cosine":  # which has neither
+        ours |= {"beta_start": params.get("linear_start", 1e-4), "beta_end": params.get("linear_end", 2e-2)}
     return {"target": "NoiseSchedule", "params": ours}
 
 
 def _unet(node: Mapping[str, Any]) -> Node:
     if class_name(node) != "UNetModel":
         raise ValueError(f"the network {node['target']!r} is not supported: only UNetModel is")
-    if node["params"].get("use_new_attention_order", False):
-        raise ValueError("use_new_attention_order is not supported in a config: no published file is in that order")
     return {"target": "UNet", "params": unet_params(node["params"])}
 
 
@@ -192,6 +209,8 @@ def unet_params(original: Mapping[str, Any]) -> dict[str, Any]:
         "dropout": original.get("dropout", 0.0),
         "resample": "conv" if original.get("conv_resample", True) else "pool",
     }
+    if original.get("use_new_attention_order", False):
+        params["new_attention_order"] = True
     if original.get("resblock_updown", False):
         params["resample"] = "resnet"
     head_channels = original.get("num_head_channels", -1)  # -1: the number is given

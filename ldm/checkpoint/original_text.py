@@ -93,6 +93,22 @@ def _open_clip_tower(given: Mapping[str, Any], second: bool) -> Node:
     return params | ({"projection_dim": PROJECTIONS[arch]} if given.get("always_return_pooled", False) else {})
 
 
+def image_tower(node: Mapping[str, Any]) -> Node:
+    """Of unCLIP's `embedder_config`: open_clip's tower, or OpenAI's, which is of the GELU that it was trained with."""
+    name, given = class_name(node), dict(node.get("params") or {})
+    if name == "FrozenOpenCLIPImageEmbedder":
+        refuse_unknown(name, given, RUN | {"arch", "layer", "antialias", "ucg_rate"})
+        arch, known = given.get("arch", "ViT-H-14"), {tower: tower for tower in PROJECTIONS}
+    elif name == "ClipImageEmbedder":
+        refuse_unknown(name, given, {"model", "jit", "device", "antialias", "ucg_rate"})
+        arch, known = given["model"], {"ViT-L/14": "ViT-L-14-quickgelu"}
+    else:
+        raise ValueError(f"the image encoder {name} is not supported")
+    if arch not in known:
+        raise ValueError(f"{arch!r} of {name} is not supported: only {', '.join(known)} are")
+    return {"target": "OpenCLIPImageEncoder", "params": {"name": known[arch]}}
+
+
 def class_embedder(given: Mapping[str, Any]) -> Node:
     refuse_unknown("ClassEmbedder", given, {"embed_dim", "n_classes", "key"})
     params = {"num_classes": given.get("n_classes", 1000), "embed_dim": given["embed_dim"]}

@@ -9,9 +9,9 @@ from typing import Any
 
 from ldm.checkpoint import load
 from ldm.checkpoint.configs import CONFIGS, IN_SOME_FILES, holds, shipped_configs
-from ldm.checkpoint.detect import FAMILIES, parts, signature
+from ldm.checkpoint.detect import FAMILIES, Family, parts, signature
 from ldm.checkpoint.diffusers_folder import read_any
-from ldm.checkpoint.fit import is_finite
+from ldm.checkpoint.fit import check_fit, is_finite
 from ldm.checkpoint.layouts import unwrapped
 from ldm.checkpoint.read import Weights
 from ldm.checkpoint.single_file import is_original
@@ -22,7 +22,7 @@ def report(path: str | Path, variant: str | None = None, *, ask: bool = True) ->
     """A JSON-ready report; CheckpointError if the path cannot be read at all. `sha256` is None for a folder.
 
     ask: where nothing tells whether an SD 2 network predicts eps or v, it is asked, as `load` does: the one thing for
-    which a model is built, in float32.
+    which a model gets its weights, in float32.
     """
     path = Path(path)
     weights = read_any(path, variant)
@@ -38,13 +38,14 @@ def report(path: str | Path, variant: str | None = None, *, ask: bool = True) ->
         "sha256": _sha256(path) if path.is_file() else None,
         "layout": "original" if is_original(tensors) else "diffusers folder" if path.is_dir() else "ldm",
         "family": str(found) if found else "no UNet",
-        "configs": list(family.configs) if family else [],
+        "configs": _configs(family, parameterization) if family else [],
         "carries a config": "config" in weights.metadata,
         "parameterization": parameterization,
         "told by": told_by,
         "holds": [part for part, is_there in there.items() if is_there]
         + [some[0].replace("_", " ") for some, marks in IN_SOME_FILES.items() if holds(tensors, marks)],
         "lacks": [part for part, is_there in there.items() if not is_there],
+        "misfit": _misfit(path, variant) if family or "config" in weights.metadata else None,
         "ema": averaged,
         "unet by default": "EMA" if averaged and not plain else "plain" if plain else None,
         "tensors": len(tensors),
@@ -79,6 +80,22 @@ def _parameterization(weights: Weights, path: Path, variant: str | None, ask: bo
     except ValueError as error:
         return None, f"nothing, and the network could not be asked: {error}"
     return said, f"the network: {sentence.partition('; ')[2]}"
+
+
+def _configs(family: Family, parameterization: str | None) -> list[str]:
+    """Those of the family that say what the UNet predicts; all where that is not known."""
+    fitting = [name for name in family.configs if parameterization in (None, _of_family(name))]
+    return fitting or list(family.configs)
+
+
+def _misfit(path: Path, variant: str | None) -> list[str]:
+    """The sentence with which `load` refuses the file's names and shapes, if it does."""
+    try:
+        model, tensors, _, source, _ = load.skeleton(path, variant=variant)
+        check_fit(model, tensors, path, source)
+    except ValueError as error:
+        return [str(error)]
+    return []
 
 
 def _of_family(config: str) -> str | None:

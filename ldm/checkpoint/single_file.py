@@ -21,6 +21,7 @@ NOT_LOADED = (
     "model_ema.",  # a second copy of the UNet: see with_one_unet
     "first_stage_model.loss.",  # what only trained the autoencoder
     "low_scale_model.",  # constants of a noise schedule
+    "denoiser.sigmas",  # sgm's, the same
     "depth_model.",  # what estimates depth, where the model has nothing that does, or is of another kind
     "embedder.",  # what is not the image tower of it: the text tower's remains
     "noise_augmentor.",  # constants of a noise schedule

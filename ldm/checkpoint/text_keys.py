@@ -100,9 +100,8 @@ def to_memory(tensors: Tensors, keep_projection: bool) -> Tensors:
     (SD 2) and a class embedder's `embedding.…`. CLIP's projection serves pooled outputs only; `keep_projection` False
     drops it.
     """
-    bare = {
-        re.sub(r"^(transformer\.(?=text_model|embeddings|encoder|final)|model\.)", "", k): v for k, v in tensors.items()
-    }
+    wrapper = re.compile(r"^(transformer\.(?=text_model|text_projection|embeddings|encoder|final)|model\.)")
+    bare = {wrapper.sub("", k): v for k, v in tensors.items()}
     bare = {f"text_model.{k}" if re.match("embeddings|encoder|final", k) else k: v for k, v in bare.items()}
     if "embedding.weight" in bare:
         return bare

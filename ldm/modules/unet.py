@@ -31,6 +31,7 @@ class UNet(nn.Module):
     resample: a convolution of stride 2 ("conv"), a mean of 2×2 ("pool") or a whole res-block ("resnet") between levels.
     flip_sin_to_cos, freq_shift: see `timestep_embedding`.
     downsample_padding: see `Downsample`.
+    new_attention_order: of an original file's stacked q, k, v: see `checkpoint.keys`. Here it changes nothing.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class UNet(nn.Module):
         flip_sin_to_cos: bool = True,
         freq_shift: int = 0,
         downsample_padding: int = 1,
+        new_attention_order: bool = False,
     ) -> None:
         super().__init__()
         widths, n, last = tuple(block_out_channels), layers_per_block, len(block_out_channels) - 1
@@ -84,6 +86,7 @@ class UNet(nn.Module):
         self.skips_per_level = n + 1
         self.num_classes, self.y_dim = num_classes, y_dim
         self.flip_sin_to_cos, self.freq_shift = flip_sin_to_cos, freq_shift
+        self.new_attention_order = new_attention_order
 
         self.time_embedding = Embedding(widths[0], 4 * widths[0])
         self.class_embedding = None if num_classes is None else nn.Embedding(num_classes, 4 * widths[0])

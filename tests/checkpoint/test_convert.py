@@ -106,6 +106,7 @@ def test_report(script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert (found["layout"], found["ema"], found["carries a config"]) == ("original", True, False)
     assert (found["holds"], found["lacks"]) == (["unet", "autoencoder"], ["text encoder"])
     assert found["unet by default"] == "EMA"
+    assert [fault.count("holds no text encoder, which configs/sd-v2.yaml") for fault in found["misfit"]] == [1]
     assert found["dtypes"] == {"float32": 2, "float16": 1}
     assert found["non-finite"] == ["first_stage_model.quant_conv.bias"]
     assert found["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
@@ -121,3 +122,32 @@ def test_the_report_reads_the_config_a_file_carries(tmp_path: Path) -> None:
     for said, config in (("v", {"params": {"parameterization": "v"}}), (None, {"params": {}}), (None, ["no config"])):
         save_file({"unet.x": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"config": json.dumps(config)})
         assert report(tmp_path / "a.safetensors")["parameterization"] == said
+
+
+def test_the_report_says_what_load_would(
+    miniature: Callable[[int], dict[str, Any]], script: Script, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree, path = miniature(1), tmp_path / "model.safetensors"
+    tensors = {k: v.detach() for k, v in single_file.to_original(build(tree)).items()}
+    carried = {"config": json.dumps(tree)}
+    main = script("inspect_checkpoint").main
+    save_file(tensors, path, metadata=carried)
+    assert main([str(path)]) == 0 and "misfit            none\n" in capsys.readouterr().out
+    save_file(tensors, path)  # of no published family: nothing to hold it against
+    assert main([str(path)]) == 0 and "misfit            not known\n" in capsys.readouterr().out
+    del tensors["model.diffusion_model.middle_block.0.in_layers.0.bias"]
+    save_file(tensors, path, metadata=carried)
+    with pytest.raises(ValueError) as refused:
+        ldm.load(path)
+    assert report(path)["misfit"] == [str(refused.value)] and "1 missing (unet.mid_block" in str(refused.value)
+
+
+@pytest.mark.parametrize("said", ["eps", "v"])
+def test_the_report_names_the_config_of_what_is_predicted(tmp_path: Path, said: str) -> None:
+    unet = "model.diffusion_model"
+    tensors = {
+        f"{unet}.input_blocks.0.0.weight": torch.zeros(320, 4, 1, 1),
+        f"{unet}.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": torch.zeros(1, 1024),
+    }
+    save_file(tensors, tmp_path / "a.safetensors", metadata={"parameterization": said})
+    assert report(tmp_path / "a.safetensors")["configs"] == [{"eps": "sd-v2", "v": "sd-v2-v"}[said]]

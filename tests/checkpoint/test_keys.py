@@ -109,24 +109,24 @@ def test_every_tensor_has_a_place_and_comes_back(
 def test_there_and_back_is_bit_equal(name: str, new_attention_order: bool, golden: Callable[..., Any]) -> None:
     case = golden(name)
     if name.startswith("unet"):
-        module: nn.Module = UNet(**unet_params(case.params))
+        module: nn.Module = UNet(**unet_params(case.params | {"use_new_attention_order": new_attention_order}))
     else:
         module = (VQModel if "vq" in name else AutoencoderKL)(**autoencoder_params(case.params))
-    inside = to_internal(case.weights, module, new_attention_order=new_attention_order)
+    inside = to_internal(case.weights, module)
     module.load_state_dict(inside)
-    back = to_original(module.state_dict(), module, new_attention_order=new_attention_order)
+    back = to_original(module.state_dict(), module)
     assert back.keys() == case.weights.keys()
     assert all(torch.equal(back[key], case.weights[key]) for key in back)
 
 
 def test_order_of_stacked_attention() -> None:
     """By head, q k v q k v; in the "new" order all of q, all of k, all of v."""
-    unet = UNet(block_out_channels=(8,), attention_levels=True, transformer_depth=0, num_heads=2, norm_num_groups=4)
+    small = {"block_out_channels": (8,), "attention_levels": True, "num_heads": 2, "norm_num_groups": 4}
     key = "middle_block.1.qkv.bias"
     rows = torch.arange(24.0)
 
     def first(order: bool) -> list[Tensor]:
-        inside = to_internal({key: rows}, unet, new_attention_order=order)
+        inside = to_internal({key: rows}, UNet(**small, transformer_depth=0, new_attention_order=order))
         return [inside[f"mid_block.attentions.0.to_{name}.bias"] for name in "qkv"]
 
     assert [part.tolist() for part in first(True)] == [list(range(i, i + 8)) for i in (0, 8, 16)]

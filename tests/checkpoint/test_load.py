@@ -159,8 +159,9 @@ def original(
     tensors = {k: v.detach().clone() for k, v in single_file.to_original(model).items()}
     unet = [name for name in tensors if name.startswith("model.diffusion_model.")]
     tensors |= {f"model_ema.{name[6:].replace('.', '')}": torch.zeros(1) for name in unet}
-    tensors |= {"betas": torch.rand(1000), "model_ema.decay": torch.tensor(0.999)}
+    tensors |= {"betas": torch.rand(1000), "model_ema.decay": torch.tensor(0.999), "denoiser.sigmas": torch.rand(1000)}
     if request.param == 1:
+        tensors["cond_stage_model.transformer.text_projection.weight"] = torch.rand(16, 16)
         tensors["cond_stage_model.transformer.text_model.embeddings.position_ids"] = torch.arange(77)[None]
     else:
         tensors["cond_stage_model.model.text_projection"] = torch.rand(16, 16)

@@ -161,10 +161,26 @@ CHURCHES = """
 """
 LARGE = "image_size: 128\n    scale_factor: 0.08333\n    parameterization: v"
 UNET9 = UNET1.replace("in_channels: 4", "in_channels: 9")
+UNET9_2 = UNET2.replace("in_channels: 4", "in_channels: 9")
 UNET5 = UNET2.replace("in_channels: 4", "in_channels: 5")
 MIDAS = """
     depth_stage_config: {target: ldm.modules.midas.api.MiDaSInference, params: {model_type: dpt_hybrid}}
 """
+UNET2_H = UNET2.replace("legacy", "num_classes: sequential, adm_in_channels: 2048, legacy")
+UNET2_L = UNET2_H.replace("2048", "1536")
+UNCLIP = """
+    embedder_config: {{target: ldm.modules.encoders.modules.{}}}
+    noise_aug_config:
+      target: ldm.modules.encoders.modules.CLIPEmbeddingNoiseAugmentation
+      params: {{{}noise_schedule_config: {{timesteps: 1000, beta_schedule: squaredcos_cap_v2}}}}
+"""
+OPEN_CLIP_IMAGE = UNCLIP.format("FrozenOpenCLIPImageEmbedder", "timestep_dim: 1024, ")
+CLIP_IMAGE = UNCLIP.format(
+    'ClipImageEmbedder, params: {model: "ViT-L/14"}',
+    "clip_stats_path: checkpoints/karlo_models/ViT-L-14_stats.th, timestep_dim: 768, ",
+)
+V768 = SD.replace("64", "96") + "\n    embedding_dropout: 0.25\n    parameterization: v"
+IMAGE = {"model": "ImageEmbeddingConditionedLatentDiffusion"}
 KL4 = KL.replace("1, 2, 4, 4", "1, 2, 4")
 LOW = {"model": "LatentUpscaleDiffusion", "start": "0.0001", "end": "0.02"}
 ORIGINALS = {
@@ -172,6 +188,9 @@ ORIGINALS = {
     "sd-v1-inpainting": compvis(SD, UNET9, KL, CLIP, model="LatentInpaintDiffusion"),
     "sd-v2": compvis(SD, UNET2, KL, OPEN_CLIP),
     "sd-v2-v": compvis(SD + "\n    parameterization: v", UNET2, KL, OPEN_CLIP),
+    "sd-v2-inpainting": compvis(SD, UNET9_2, KL, OPEN_CLIP, model="LatentInpaintDiffusion"),
+    "sd-v2-unclip": compvis(V768, OPEN_CLIP_IMAGE, UNET2_H, KL, OPEN_CLIP, **IMAGE),
+    "sd-v2-unclip-l": compvis(V768, CLIP_IMAGE, UNET2_L, KL, OPEN_CLIP, **IMAGE),
     "sd-v2-depth": compvis(SD, UNET5, KL, OPEN_CLIP, MIDAS, model="LatentDepth2ImageDiffusion"),
     "sd-x4-upscaler": compvis(LARGE, UPSCALER, KL4, OPEN_CLIP, **LOW),
     "sdxl-base": sgm(BASE, SGM_L + BIG_G, "original_size_as_tuple", "crop_coords_top_left", "target_size_as_tuple"),
@@ -257,11 +276,13 @@ def test_sgm_of_a_model_without_sizes() -> None:
         ("sd-v1", "AutoencoderKL", "IdentityFirstStage", "IdentityFirstStage' is not supported"),
         ("sd-v1", "openaimodel.UNetModel", "openaimodel.MyUNet", "MyUNet' is not supported"),
         ("sd-v1", "legacy: false", "legasy: false", "not known here: legasy"),
-        ("sd-v1", "legacy: false", "use_new_attention_order: true", "use_new_attention_order"),
         ("sd-v1", "model_channels: 320, ", "", "'model_channels' is missing"),
         ("sd-v1", "model_channels: 320, ", "model_channels: null, ", "of a wrong type"),
         ("sd-v2", "layer: penultimate", "layer: penultimate, arch: ViT-Z", "arch 'ViT-Z'"),
         ("sd-v2", "layer: penultimate", "layer: penultimate, max_length: 60", "max_length 60"),
+        ("sd-v2-unclip", "FrozenOpenCLIPImageEmbedder", "ViT", "the image encoder ViT is not supported"),
+        ("sd-v2-unclip-l", "ViT-L/14", "RN50", "'RN50' of ClipImageEmbedder"),
+        ("sd-v2-unclip", "CLIPEmbeddingNoiseAugmentation", "Noise", "Noise' is not supported"),
         ("ldm-ffhq", "__is_unconditional__", "__is_first_stage__", "__is_first_stage__"),
         ("sdxl-base", "EpsScaling", "EDMScaling", "EDMScaling on LegacyDDPMDiscretization"),
         ("sdxl-base", "layer_idx: 11", "layer_idx: 7", "layer_idx 7"),
