@@ -16,9 +16,10 @@ from ldm import images
 from ldm.finite import NonFiniteError as NonFiniteError
 from ldm.finite import check_finite
 from ldm.masks import Canvas
+from ldm.memory import latent_of
 from ldm.models.framing import check_level
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.provenance import autoencoded, telling
+from ldm.provenance import telling
 from ldm.settings import Settings
 
 
@@ -188,12 +189,7 @@ def encode(model: LatentDiffusion, image: Image.Image) -> Tensor:
 
 def _encode(model: LatentDiffusion, pixels: Tensor) -> Tensor:
     """pixels (1, 3, H, W) in [-1, 1]."""
-
-    def mean() -> Tensor:
-        posterior = model.encode(pixels)
-        return posterior if isinstance(posterior, Tensor) else posterior.mode()
-
-    return autoencoded(model, mean, "the autoencoder's encoder", telling(None)).float()
+    return latent_of(model, pixels, "the autoencoder's encoder", telling(None)).float()
 
 
 def check_concat(model: LatentDiffusion, hints: Hints) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldm.cuda_graph import forget
 from ldm.items import Item
-from ldm.models.diffusion.tiles import decoded
+from ldm.models.diffusion.tiles import blended, decoded
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.provenance import Tell, autoencoded
 
@@ -75,29 +75,63 @@ def halving(
 
 
 def pixels_of(model: LatentDiffusion, z: Tensor, tiles: Tiles | None, stage: str, tell: Tell) -> Tensor:
-    """Finite pixels (1, 3, H, W) of a latent (1, C, h, w): in tiles, of half the size each time that memory runs out.
+    """Finite pixels (1, 3, H, W) of a latent (1, C, h, w). tiles: (size, overlap) in latent pixels to begin with."""
 
-    tiles: (size, overlap) in latent pixels to begin with. In tiles the autoencoder's norms and attention see less of
-    the picture, so it differs: `tell` hears of it. NonFiniteError, NotEnoughMemoryError.
+    def decode(tiles: Tiles | None) -> Tensor:
+        factor = model.autoencoder.downsample_factor
+        return model.decode(z) if tiles is None else decoded(model.decode, z, *tiles, factor)
+
+    return _in_tiles(model, decode, "decod", (z.shape[-2], z.shape[-1]), tiles, stage, tell)
+
+
+def latent_of(model: LatentDiffusion, pixels: Tensor, stage: str, tell: Tell) -> Tensor:
+    """The finite latent (1, C, h, w), the mean of its distribution, of pixels (1, 3, H, W) in [-1, 1]."""
+    factor = model.autoencoder.downsample_factor
+    height, width = pixels.shape[-2] // factor, pixels.shape[-1] // factor
+
+    def mean(pixels: Tensor) -> Tensor:
+        posterior = model.encode(pixels)
+        return posterior if isinstance(posterior, Tensor) else posterior.mode()
+
+    def part(rows: slice, columns: slice) -> Tensor:
+        y, x = (slice(cells.start * factor, cells.stop * factor) for cells in (rows, columns))
+        return mean(pixels[..., y, x])
+
+    def encode(tiles: Tiles | None) -> Tensor:
+        return mean(pixels) if tiles is None else blended(part, height, width, *tiles)
+
+    return _in_tiles(model, encode, "encod", (height, width), None, stage, tell)
+
+
+def _in_tiles(
+    model: LatentDiffusion,
+    work: Callable[[Tiles | None], Tensor],
+    verb: str,
+    sides: tuple[int, int],
+    tiles: Tiles | None,
+    stage: str,
+    tell: Tell,
+) -> Tensor:
+    """What the autoencoder answers: in tiles, of half the size each time that memory runs out.
+
+    sides: (h, w) of the latent. In tiles the autoencoder's norms and attention see less of the picture, so the answer
+    differs: `tell` hears of it. NonFiniteError, NotEnoughMemoryError.
     """
+    factor = model.autoencoder.downsample_factor
     while True:
         try:
-            return autoencoded(model, partial(_decode, model, z, tiles), stage, tell)
+            return autoencoded(model, partial(work, tiles), stage, tell)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            smaller = max(z.shape[-2:]) // 2 if tiles is None else tiles[0] // 2
+            smaller = max(sides) // 2 if tiles is None else tiles[0] // 2
             if smaller < SMALLEST_TILE:
-                height, width = (side * model.autoencoder.downsample_factor for side in z.shape[-2:])
-                raise NotEnoughMemoryError(f"decoding one picture of {width}x{height} pixels") from error
+                height, width = (side * factor for side in sides)
+                raise NotEnoughMemoryError(f"{verb}ing one picture of {width}x{height} pixels") from error
         tiles = smaller, smaller // 4
         free_memory(model)
-        side = smaller * model.autoencoder.downsample_factor
-        tell(f"out of memory in the autoencoder: decoded in tiles of {side} pixels, whose tones may differ a little")
-
-
-def _decode(model: LatentDiffusion, z: Tensor, tiles: Tiles | None) -> Tensor:
-    return model.decode(z) if tiles is None else decoded(model.decode, z, *tiles, model.autoencoder.downsample_factor)
+        side = smaller * factor
+        tell(f"out of memory in the autoencoder: {verb}ed in tiles of {side} pixels, whose tones may differ a little")
 
 
 def free_memory(*models: LatentDiffusion | None) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import ldm
 from ldm import memory
@@ -102,6 +103,45 @@ def test_a_decoder_goes_on_in_tiles(made: Any, short: Any, monkeypatch: pytest.M
     monkeypatch.setattr(memory, "SMALLEST_TILE", 16)
     with pytest.raises(NotEnoughMemoryError, match="decoding one picture of 32x32 pixels"):
         draw(made)
+
+
+def test_an_encoder_goes_on_in_tiles(made: Any, short: Any, monkeypatch: Any, caplog: Any) -> None:
+    """A picture to begin from, at strength 0: its round trip."""
+    monkeypatch.setattr(memory, "SMALLEST_TILE", 2)
+    picture, options = Image.linear_gradient("L").resize((32, 32)).convert("RGB"), {"strength": 0.0, "seed": 3}
+    whole = list(ldm.img2img(made, "a", picture, **options))
+    model = short("encode", lambda i, args: args[0].shape[-1] > 16, ERRORS[0])
+    with caplog.at_level(logging.WARNING):
+        found = list(ldm.img2img(model, "a", picture, **options))
+    (said,) = [record.message for record in caplog.records]
+    assert said == "out of memory in the autoencoder: encoded in tiles of 16 pixels, whose tones may differ a little"
+    assert found[0].image.size == (32, 32) and 0 < difference(found, whole)
+    assert abs(np.mean(np.asarray(found[0].image, float) - np.asarray(whole[0].image, float))) < 12
+    mask = Image.new("L", (32, 32), 255)
+    monkeypatch.setattr(memory, "SMALLEST_TILE", 16)
+    with pytest.raises(NotEnoughMemoryError, match="encoding one picture of 32x32 pixels, .* draw a smaller picture"):
+        ldm.inpaint(made, "a", picture, mask)
+
+
+@pytest.mark.parametrize("k", [5, 60])
+def test_in_the_middle_of_a_call(made: Any, k: int) -> None:
+    """At the k-th module inside of the network, in its second call: half of what it makes is there already."""
+    whole, said, count = draw(made), list[str](), [0]
+    inner = [module for module in made.unet.modules() if not list(module.children())]
+
+    def failing(*_: Any) -> None:
+        count[0] += 1
+        if count[0] == len(inner) + k:
+            raise ERRORS[1]
+
+    hooks = [module.register_forward_hook(failing) for module in inner]
+    try:
+        found = draw(made, notice=said.append)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert difference(found, whole) <= 1 and [len(result.batch) for result in found] == [2, 2, 2, 2, 1]
+    assert said == ["out of memory with 4 pictures at once: from here on 2 at once, of the same seeds"]
 
 
 def test_without_a_listener_it_is_in_the_log(short: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -17,6 +17,7 @@ from ldm.checkpoint.diffusers_folder import read_any
 from ldm.checkpoint.fit import check_fit, fill, stored
 from ldm.checkpoint.meta import on_meta
 from ldm.checkpoint.read import CheckpointError, Weights, read
+from ldm.checkpoint.strangers import lone_part, stranger
 from ldm.checkpoint.write import write
 from ldm.config import build
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -125,7 +126,7 @@ def skeleton(
     others: Mapping[str, str | Path | None] | None = None,
 ) -> Skeleton:
     """What `load` fills. others: where to take a part from, by the part's name; the rest as in `load`."""
-    weights = _read(path, variant)
+    weights = _read_model(path, variant)
     named = {part: weights_path(other) for part, other in (others or {}).items() if other is not None}
     parts = {part: (other, _read(other, None)) for part, other in named.items()}
     tree, source = find_config(weights, path, config, parameterization)
@@ -136,7 +137,7 @@ def skeleton(
     _check_family(model, weights.tensors, path, source)
     tensors = _renamed(weights, model, path, use_ema) | _borrowed(weights, path)
     for part, (other, contents) in parts.items():
-        tensors = _with_part(tensors, part, _renamed(contents, model, other))
+        tensors = borrow.with_part(tensors, part, _renamed(contents, model, other), other)
     return Skeleton(model, tensors, tree, source, weights)
 
 
@@ -152,7 +153,7 @@ def outline(
     path = weights_path(name_or_path)
     if config is None and not path.exists() and str(name_or_path) in shipped_configs():
         config = str(name_or_path)
-    weights = Weights({}) if config is not None and not path.exists() else _read(path, variant)
+    weights = Weights({}) if config is not None and not path.exists() else _read_model(path, variant)
     tree, source = find_config(weights, path, config, parameterization)
     tower = weights if text_encoder is None else _read(weights_path(text_encoder), None)
     tree = with_cut_tower(tree, tower, source)
@@ -205,8 +206,18 @@ def weights_path(name_or_path: str | Path) -> Path:
 
 
 def _read(path: Path, variant: str | None) -> Weights:
+    """CheckpointError for what is neither a model nor a part of one."""
     weights = read_any(path, variant)
+    if what := stranger(weights.tensors):
+        raise CheckpointError(f"{path}: this is {what}")
     return Weights(layouts.unwrapped(weights.tensors), weights.metadata)
+
+
+def _read_model(path: Path, variant: str | None) -> Weights:
+    weights = _read(path, variant)
+    if what := lone_part(weights.tensors):
+        raise CheckpointError(f"{path}: this is {what}")
+    return weights
 
 
 def _renamed(weights: Weights, model: LatentDiffusion, path: Path, use_ema: bool | None = None) -> dict[str, Tensor]:
@@ -235,12 +246,6 @@ def _borrowed(weights: Weights, path: Path) -> dict[str, Tensor]:
             )
         out |= {key: tensor for key, tensor in tensors.items() if key.startswith(f"{part}.")}
     return out
-
-
-def _with_part(tensors: Mapping[str, Tensor], part: str, others: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of one part replaced by another file's."""
-    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{part}.")}
-    return kept | {name: tensor for name, tensor in others.items() if name.startswith(f"{part}.")}
 
 
 def _check_family(model: LatentDiffusion, tensors: Mapping[str, Tensor], path: Path, source: str) -> None:

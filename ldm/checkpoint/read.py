@@ -21,6 +21,7 @@ from ldm.files import regular_size
 
 _MAX_HEADER = 8 << 20  # bytes of names and shapes; the longest of a published file of this family are 0.4 MB
 _MAX_TENSORS = 20_000  # a published file with both copies of SDXL's UNet would have 5,000
+_MAX_BRACKETS = 4 * _MAX_TENSORS  # in a header: three for a tensor, and some in the texts
 _MAX_NAME = 512  # characters
 _MAX_PICKLE = 4 << 20  # bytes without the tensors' own
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # what training programs keep the weights under
@@ -89,7 +90,7 @@ def _read_safetensors(path: Path, size: int) -> Weights:
         if 8 + length > size:
             raise CheckpointError(f"{path}: {size} bytes, but the header alone has {8 + length}; {_AGAIN}")
         header = file.read(length)
-    if header.count(b'"data_offsets"') > _MAX_TENSORS:  # before they become objects
+    if header.count(b"{") + header.count(b"[") > _MAX_BRACKETS:  # before they become objects
         raise CheckpointError(f"{path}: describes more than {_MAX_TENSORS} tensors, which no model has; {_AGAIN}")
     try:
         entries = json.loads(header)
@@ -221,6 +222,8 @@ def _flat(contents: object, path: Path) -> dict[str, Tensor]:
         contents = next((mapping for mapping in inner if isinstance(mapping, Mapping)), contents)
     if not isinstance(contents, Mapping):
         raise CheckpointError(f"{path}: holds one {type(contents).__name__}; expected tensors by name")
+    if isinstance(words := contents.get("string_to_param"), Mapping):  # an embedding, whose tensor has a word's name
+        contents = {f"string_to_param.{word}": tensor for word, tensor in words.items()}
     tensors = {k: v for k, v in contents.items() if isinstance(k, str) and isinstance(v, Tensor)}
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensors by name; expected the weights of a model")
@@ -232,4 +235,26 @@ def _flat(contents: object, path: Path) -> dict[str, Tensor]:
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             shape = tuple(tensor.shape)
             raise CheckpointError(f"{path}: {name} claims shape {shape}, more than the file stores; {_AGAIN}")
-    return tensors
+    return _in_order(tensors, path)
+
+
+def _in_order(tensors: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Each number of a tensor at a place of its own, without gaps: dense. In another order of dimensions, as a
+    transposed matrix is, it is copied into ours; all copies together are no larger than the file."""
+    turned = {name: tensor for name, tensor in tensors.items() if not tensor.is_contiguous()}
+    for name, tensor in turned.items():
+        if not _is_dense(tensor):
+            raise CheckpointError(
+                f"{path}: {name} repeats or skips numbers (shape {tuple(tensor.shape)}, strides {tensor.stride()}); "
+                "expected dense tensors: save a contiguous copy"
+            )
+    copied = sum(tensor.numel() * tensor.element_size() for tensor in turned.values())
+    if copied > path.stat().st_size:
+        raise CheckpointError(f"{path}: tensors of {copied} bytes are views of fewer; save contiguous copies")
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether it would be contiguous in another order of its dimensions."""
+    order = sorted(range(tensor.ndim), key=lambda i: (tensor.stride(i), tensor.shape[i]), reverse=True)
+    return tensor.permute(order).is_contiguous()
