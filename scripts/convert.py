@@ -21,7 +21,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=("fp16", "fp32"), help="of the numbers (default: as they are)")
     parser.add_argument("--config", help="a YAML file or the name of one (default: the file's own, or its family's)")
     parser.add_argument(
-        "--ema", action=argparse.BooleanOptionalAction, help="which UNet, if there are two (default: the plain one)"
+        "--ema",
+        action=argparse.BooleanOptionalAction,
+        help="which UNet, if there are two (default: the plain one, and --layout original keeps both)",
     )
     parser.add_argument("--variant", help="which files of a folder, e.g. fp16 (default: the plain ones)")
     parser.add_argument("--parameterization", choices=("eps", "v", "x0"), help="if not what the config says")

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from ldm.checkpoint import load, single_file
 from ldm.checkpoint.diffusers_save import save_folder
-from ldm.checkpoint.fit import check_fit, stored
+from ldm.checkpoint.fit import cast, check_fit, stored
 from ldm.checkpoint.load import is_untold, skeleton
 from ldm.checkpoint.write import write
+from ldm.models.latent_diffusion import LatentDiffusion
 
 
 def convert(
@@ -32,8 +34,9 @@ def convert(
     """Write `out`, atomically: a .safetensors file with its config inside, which `load` reads without another, or a
     folder that diffusers loads.
 
-    layout: names in memory ("ldm"), those of CompVis and Stability ("original"), or a folder ("diffusers"). Only the
-    weights of the model are written: see `single_file.to_original` and `diffusers_save.save_folder` for what is not.
+    layout: names in memory ("ldm"), those of CompVis and Stability ("original"), or a folder ("diffusers"). The
+    weights of the model are written, and from an original file to "original" all else that is in it, unchanged: its
+    other copy of the UNet too, unless `use_ema` says which one is wanted.
     dtype: None keeps each tensor's own.
     ask: where nothing tells whether an SD 2 network predicts eps or v, it is asked, as `load` does: a forward pass and
     the memory of the model in float32. False writes the config of eps.
@@ -51,9 +54,17 @@ def convert(
     if layout == "diffusers":
         save_folder(model, tree, out, path, dtype)
         return
-    named = model.state_dict() if layout == "ldm" else single_file.to_original(model)
-    if layout == "original" and "scale_factor" in weights.tensors:
-        named["scale_factor"] = weights.tensors[
-            "scale_factor"
-        ]  # of 2022's models: the original programs know it from nowhere else
-    write(out, stored(named, path, dtype), {"config": json.dumps(tree)})
+    if layout == "ldm":
+        named, rest = model.state_dict(), {}
+    else:
+        named, rest = single_file.to_original(model), _rest(weights.tensors, model, use_ema)
+    write(out, stored(named, path, dtype) | cast(rest, dtype), {"config": json.dumps(tree)})
+
+
+def _rest(tensors: Mapping[str, Tensor], model: LatentDiffusion, use_ema: bool | None) -> dict[str, Tensor]:
+    """What an original file holds beside the model's weights. They need not be finite: a mask is not."""
+    if not single_file.is_original(tensors):
+        return {}
+    rest = single_file.left_over(tensors, model)
+    is_chosen = use_ema is not None or not any(name.startswith(single_file.PREFIXES["unet"]) for name in tensors)
+    return {name: tensor for name, tensor in rest.items() if not (is_chosen and name.startswith("model_ema."))}

@@ -32,9 +32,9 @@ def fill(
     """
     check_fit(model, tensors, path, source)
     dtypes = {name: (child_dtypes or {}).get(name.partition(".")[0], dtype) for name in tensors}
-    cast = {name: value.to(dtypes[name]) if value.is_floating_point() else value for name, value in tensors.items()}
-    check_finite(cast, path)
-    model.load_state_dict(cast, assign=True)
+    kept = {name: value.to(dtypes[name]) if value.is_floating_point() else value for name, value in tensors.items()}
+    check_finite(kept, path)
+    model.load_state_dict(kept, assign=True)
     assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
 
 
@@ -74,13 +74,18 @@ def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, sourc
 
 
 def stored(tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """As they go into a file: finite, contiguous, on the CPU, and of `dtype` if they are no integers; None keeps it."""
-    kept = {
+    """As they go into a file, weights: `cast`, and finite."""
+    kept = cast(tensors, dtype)
+    check_finite(kept, path)
+    return kept
+
+
+def cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Contiguous, on the CPU, and of `dtype` if they are no integers; None keeps it."""
+    return {
         name: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
         for name, value in tensors.items()
     }
-    check_finite(kept, path)
-    return kept
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -80,6 +80,19 @@ def to_internal(tensors: Mapping[str, Tensor], model: LatentDiffusion) -> dict[s
     return out | {f"{part}.{name}": tensor for part, names in renamed.items() for name, tensor in names.items()}
 
 
+def left_over(tensors: Mapping[str, Tensor], model: LatentDiffusion) -> dict[str, Tensor]:
+    """What `to_internal` drops of a file, under the file's own names."""
+    known, towers = to_original(model), (PREFIXES["text_encoder"], *SDXL_TOWERS)
+
+    def is_dropped(name: str) -> bool:
+        prefix = next((prefix for prefix in towers if name.startswith(prefix)), None)
+        if prefix is None:
+            return name.startswith(NOT_LOADED) or "." not in name
+        return not text_keys.towers_to_memory([{name[len(prefix) :]: tensors[name]}], model.text_encoder)
+
+    return {name: tensor for name, tensor in tensors.items() if name not in known and is_dropped(name)}
+
+
 def _image_parts(tensors: Mapping[str, Tensor], model: LatentDiffusion) -> dict[str, Tensor]:
     """Of unCLIP, where the model has them: the image tower, and the embeddings' statistics, which are 0 and 1 in
     families that measured none."""
@@ -107,7 +120,7 @@ def _depth_part(tensors: Mapping[str, Tensor], model: LatentDiffusion) -> dict[s
 def to_original(model: LatentDiffusion) -> dict[str, Tensor]:
     """The inverse: every weight of a model under the name it has in the published file of its family.
 
-    Left out is what `to_internal` drops: the schedules' constants, a second copy of the UNet, `position_ids`, CLIP's
+    Left out is what `left_over` gives: the schedules' constants, a second copy of the UNet, `position_ids`, CLIP's
     temperature, mask and unused projection, the unused end of the depth estimator's ViT. The original programs make or
     ignore them.
     """
