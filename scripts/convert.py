@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import _installed  # noqa: F401
 from _ending import ended
+
+THERE = "is there already; give another name"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,11 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "model)",
     )
     options = parser.parse_args(argv)
-    suffix, wanted = Path(options.output).suffix, "" if options.layout == "diffusers" else ".safetensors"
-    if Path(options.output).exists() or (suffix != wanted if wanted else suffix in (".safetensors", ".ckpt")):
-        kind = "a .safetensors file" if wanted else "a folder, which diffusers reads"
-        what = "is there already" if Path(options.output).exists() else f"is not {kind}"
-        print(f"error: {options.output} {what}; give another name", file=sys.stderr)
+    fault = _fault(Path(options.output), options.layout)
+    if fault:
+        print(f"error: {options.output} {fault}", file=sys.stderr)
         return 2
     import torch
 
@@ -62,9 +63,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         raise
     except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTEMPTY):  # made since `_fault` looked
+            error = ValueError(f"{options.output} {THERE}")
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
     return 0
+
+
+def _fault(out: Path, layout: str) -> str:
+    """Why nothing can be written there, and what to do; "" if something can."""
+    if out.exists():
+        return THERE
+    if layout == "diffusers" and out.suffix in (".safetensors", ".ckpt"):
+        return "is not a folder, which diffusers reads; give another name"
+    if layout != "diffusers" and out.suffix != ".safetensors":
+        return "is not a .safetensors file; give another name"
+    return "" if out.parent.is_dir() else f"cannot be written: there is no folder {out.parent}; make it first"
 
 
 if __name__ == "__main__":

@@ -51,6 +51,11 @@ def to_original(encoder: BertTextEncoder) -> dict[str, Tensor]:
     return _renamed(encoder.state_dict(), _table(ORIGINAL, encoder))
 
 
+def to_diffusers(encoder: BertTextEncoder) -> dict[str, Tensor]:
+    """The names of LDMBertModel, less `to_logits`."""
+    return _renamed(encoder.state_dict(), _table(DIFFUSERS, encoder))
+
+
 def _table(names: Names, encoder: BertTextEncoder) -> dict[str, str]:
     """Ours -> theirs, of every module."""
     counts = [{"i": i, "even": 2 * i, "odd": 2 * i + 1} for i in range(len(encoder.layers))]

@@ -31,8 +31,8 @@ def convert(
     ask: bool = True,
     note: Callable[[str], object] | None = None,
 ) -> None:
-    """Write `out`, atomically: a .safetensors file with its config inside, which `load` reads without another, or a
-    folder that diffusers loads.
+    """Write `out`, which must not be there, atomically: a .safetensors file with its config inside, which `load` reads
+    without another, or a folder that diffusers loads.
 
     layout: names in memory ("ldm"), those of CompVis and Stability ("original"), or a folder ("diffusers"). The
     weights of the model are written, and from an original file to "original" all else that is in it, unchanged: its
@@ -40,7 +40,7 @@ def convert(
     dtype: None keeps each tensor's own.
     ask: where nothing tells whether an SD 2 network predicts eps or v, it is asked, as `load` does: a forward pass and
     the memory of the model in float32. False writes the config of eps.
-    The rest as in `load`. Raises CheckpointError or ConfigError.
+    The rest as in `load`. Raises CheckpointError or ConfigError, and OSError where `out` cannot be made.
     """
     path, out = Path(path), Path(out)
     model, tensors, tree, source, weights = skeleton(path, config, use_ema, variant, parameterization)
@@ -58,7 +58,7 @@ def convert(
         named, rest = model.state_dict(), {}
     else:
         named, rest = single_file.to_original(model), _rest(weights.tensors, model, use_ema)
-    write(out, stored(named, path, dtype) | cast(rest, dtype), {"config": json.dumps(tree)})
+    write(out, stored(named, path, dtype) | cast(rest, dtype), {"config": json.dumps(tree)}, exclusive=True)
 
 
 def _rest(tensors: Mapping[str, Tensor], model: LatentDiffusion, use_ema: bool | None) -> dict[str, Tensor]:

@@ -9,26 +9,26 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from ldm.checkpoint import diffusers_pictures
+from ldm.checkpoint import diffusers_bert, diffusers_pictures, diffusers_unets
+from ldm.checkpoint.diffusers_unets import refuse
 from ldm.checkpoint.read import CheckpointError
 from ldm.config import registered
+from ldm.models.autoencoder import IdentityAutoencoder
+from ldm.models.bert import BertTextEncoder
 from ldm.models.clip import END, START
 from ldm.models.diffusion.schedule import NoiseSchedule
-from ldm.models.encoders import TextEncoder
+from ldm.models.encoders import NoText, TextEncoder
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.text_encoder import OpenCLIPTextEncoder, TwoTowers
-from ldm.modules.unet_plan import per_level
 
 Node = dict[str, Any]
 
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
-CLASSES = {  # component -> (library, class)
-    "unet": ("diffusers", "UNet2DConditionModel"),
-    "vae": ("diffusers", "AutoencoderKL"),
-    "scheduler": ("diffusers", "DDIMScheduler"),
+CLASSES = {  # component -> (library, class); those that may be of several have theirs in their configs
     "low_res_scheduler": ("diffusers", "DDPMScheduler"),
     "text_encoder": ("transformers", "CLIPTextModel"),
     "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
+    "bert": ("latent_diffusion", "LDMBertModel"),
     "tokenizer": ("transformers", "CLIPTokenizer"),
     "tokenizer_2": ("transformers", "CLIPTokenizer"),
     "image_encoder": ("transformers", "CLIPVisionModelWithProjection"),
@@ -40,12 +40,22 @@ CLASSES = {  # component -> (library, class)
 
 
 def text_encoders(encoder: TextEncoder) -> dict[str, OpenCLIPTextEncoder]:
-    """The towers by the names of their components; the one with a pooled vector is SDXL's second."""
+    """CLIP's towers by the names of their components; the one with a pooled vector is SDXL's second."""
+    if isinstance(encoder, NoText | BertTextEncoder):
+        return {}
     if isinstance(encoder, TwoTowers):
         return {"text_encoder": encoder.first, "text_encoder_2": encoder.second}
     if not isinstance(encoder, OpenCLIPTextEncoder):
-        raise CheckpointError(f"diffusers has no {type(encoder).__name__}; use the layout ldm or original")
+        what = f"no pipeline for a UNet that is conditioned by a {type(encoder).__name__}"
+        raise CheckpointError(f"diffusers has {what}; use the layout ldm or original")
     return {"text_encoder" if encoder.tower.text_projection is None else "text_encoder_2": encoder}
+
+
+def autoencoder_part(model: LatentDiffusion) -> str | None:
+    """The component's name; None in pixel space. The pipelines of the first models call it after VQ, whatever it is."""
+    if isinstance(model.autoencoder, IdentityAutoencoder):
+        return None
+    return "vae" if text_encoders(model.text_encoder) else "vqvae"
 
 
 def layers(tower: OpenCLIPTextEncoder) -> int:
@@ -61,14 +71,17 @@ def configs(tree: Mapping[str, Any], model: LatentDiffusion) -> dict[str, Node]:
     """Of every file: `model_index.json`, and the config of each component behind the component's name."""
     params = tree["params"]
     towers = text_encoders(model.text_encoder)
-    size = model.image_size // model.autoencoder.downsample_factor
-    files = {
-        "unet/config.json": _unet(_settings(params["unet"]), size) | _told(model),
-        "vae/config.json": _vae(_settings(params["autoencoder"]), model.image_size),
-        "scheduler/scheduler_config.json": _scheduler(
-            _settings(params["schedule"]), model.schedule, PREDICTIONS[model.parameterization]
-        ),
-    }
+    autoencoder = autoencoder_part(model)
+    scheduler = _scheduler(_settings(params["schedule"]), model.schedule, PREDICTIONS[model.parameterization])
+    files = {"unet/config.json": diffusers_unets.unet(_settings(params["unet"]), model)}
+    if autoencoder is None:
+        scheduler |= {"_class_name": "DDPMScheduler", "clip_sample": model.denoiser.clip_x0}
+        scheduler |= {"variance_type": "fixed_small", "steps_offset": 0}
+    else:
+        files[f"{autoencoder}/config.json"] = _vae(_settings(params["autoencoder"]), model.image_size, autoencoder)
+    files["scheduler/scheduler_config.json"] = scheduler
+    if isinstance(model.text_encoder, BertTextEncoder):
+        files["bert/config.json"] = diffusers_bert.config(model.text_encoder)
     files |= {f"{part}/config.json": _text_encoder(part, tower) for part, tower in towers.items()}
     if model.low_resolution is not None:
         low = _settings(_settings(params["low_resolution"])["schedule"])
@@ -80,9 +93,13 @@ def configs(tree: Mapping[str, Any], model: LatentDiffusion) -> dict[str, Node]:
         files["image_noising_scheduler/scheduler_config.json"] = noising
     if model.depth_estimator is not None:
         files |= diffusers_pictures.depth_configs(model.depth_estimator)
-    parts = [*dict.fromkeys(name.partition("/")[0] for name in files)]
-    parts += [part.replace("text_encoder", "tokenizer") for part in towers]
-    return files | {"model_index.json": _index(model, parts)}
+    parts = {name.partition("/")[0]: node.get("_class_name") for name, node in files.items()}
+    classes = {part: CLASSES.get(part, ("diffusers", name)) for part, name in parts.items()}
+    tokenizers = [part.replace("text_encoder", "tokenizer") for part in towers]
+    classes |= {part: CLASSES[part] for part in tokenizers}
+    if "bert" in classes:
+        classes["tokenizer"] = ("transformers", "BertTokenizer")
+    return files | {"model_index.json": _index(model, classes)}
 
 
 def _settings(node: Mapping[str, Any]) -> Node:
@@ -91,11 +108,13 @@ def _settings(node: Mapping[str, Any]) -> Node:
     return defaults | {"target": node["target"]} | dict(node.get("params") or {})
 
 
-def _index(model: LatentDiffusion, parts: list[str]) -> Node:
+def _index(model: LatentDiffusion, parts: Mapping[str, tuple[str, str | None]]) -> Node:
     """The pipeline that draws with such a model. Those of its networks that the model has not are null."""
     absent, more = ["safety_checker", "feature_extractor"], {}
     channels, latents = model.unet.in_channels, model.autoencoder.latent_channels
-    if model.low_resolution is not None:
+    if "vae" not in parts:
+        name, absent = _first_pipeline(model), []
+    elif model.low_resolution is not None:
         name, more = "StableDiffusionUpscalePipeline", {"max_noise_level": model.low_resolution.max_level}
     elif model.framing_embedding is not None and "text_encoder" in parts:
         name, absent = "StableDiffusionXLPipeline", ["image_encoder", "feature_extractor"]
@@ -115,10 +134,20 @@ def _index(model: LatentDiffusion, parts: list[str]) -> Node:
         name = "StableDiffusionPipeline"
     if "safety_checker" in absent and model.low_resolution is None:
         more = {"requires_safety_checker": False}
-    there = {part: list(CLASSES[part]) for part in parts}
+    there: Node = {part: list(of_class) for part, of_class in parts.items()}
     if "depth_estimator" in there:
         there["feature_extractor"] = ["transformers", "DPTImageProcessor"]
     return {"_class_name": name} | more | there | {part: [None, None] for part in absent if part not in there}
+
+
+def _first_pipeline(model: LatentDiffusion) -> str:
+    """Of the models before CLIP."""
+    if model.concat_channels or model.framing_embedding is not None:
+        what = "no pipeline without CLIP whose UNet is shown more than the latent"
+        raise CheckpointError(f"diffusers has {what}; use the layout ldm or original")
+    if isinstance(model.text_encoder, BertTextEncoder):
+        return "LDMTextToImagePipeline"
+    return "DDPMPipeline" if isinstance(model.autoencoder, IdentityAutoencoder) else "LDMPipeline"
 
 
 def _scheduler(p: Mapping[str, Any], schedule: NoiseSchedule, prediction: str) -> Node:
@@ -140,72 +169,19 @@ def _scheduler(p: Mapping[str, Any], schedule: NoiseSchedule, prediction: str) -
     }
 
 
-def _unet(p: Mapping[str, Any], size: int) -> Node:
-    """Heads are counted, although diffusers calls their number `attention_head_dim`."""
-    widths = list(p["block_out_channels"])
-    attends = per_level("attention_levels", p["attention_levels"], len(widths))
-    depths = per_level("transformer_depth", p["transformer_depth"], len(widths))
-    mid = depths[-1] if p["mid_transformer_depth"] is None else p["mid_transformer_depth"]
-    plain = any(depth == 0 for attend, depth in zip([*attends, True], [*depths, mid], strict=True) if attend)
-    refused = {
-        "attention without a context": p["context_dim"] is None or plain,
-        "this mid_transformer_depth": attends[-1] and mid != depths[-1],
-        f"resample {p['resample']!r}": p["resample"] != "conv",
-        f"transformer_norm_eps {p['transformer_norm_eps']}": p["transformer_norm_eps"] != 1e-6,
-    }
-    for what, is_so in refused.items():
-        if is_so:
-            raise CheckpointError(f"diffusers' UNet2DConditionModel has not {what}; use the layout ldm or original")
-    heads = p["num_heads"] if p["head_channels"] is None else [width // p["head_channels"] for width in widths]
-    downs = ["CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends]
-    only = p["only_cross_attention"]
-    return {
-        "_class_name": "UNet2DConditionModel",
-        "sample_size": size,
-        "in_channels": p["in_channels"],
-        "out_channels": p["out_channels"],
-        "block_out_channels": widths,
-        "layers_per_block": p["layers_per_block"],
-        "down_block_types": downs,
-        "mid_block_type": "UNetMidBlock2DCrossAttn",
-        "up_block_types": [down.replace("Down", "Up") for down in reversed(downs)],
-        "transformer_layers_per_block": [*depths[:-1], mid],
-        "attention_head_dim": heads,
-        "cross_attention_dim": p["context_dim"],
-        "use_linear_projection": p["use_linear_projection"],
-        "only_cross_attention": only if isinstance(only, bool) else list(only),
-        "mid_block_only_cross_attention": p["mid_only_cross_attention"],
-        "num_class_embeds": p["num_classes"],
-        "resnet_time_scale_shift": "scale_shift" if p["scale_shift_norm"] else "default",
-        "dropout": p["dropout"],
-        "norm_num_groups": p["norm_num_groups"],
-        "norm_eps": p["norm_eps"],
-        "flip_sin_to_cos": p["flip_sin_to_cos"],
-        "freq_shift": p["freq_shift"],
-        "downsample_padding": p["downsample_padding"],
-        "act_fn": "silu",
-    }
-
-
-def _told(model: LatentDiffusion) -> Node:
-    """How a UNet takes a vector `y`: SDXL's makes it from the pooled text and numbers, unCLIP's is given it."""
-    if model.unet.y_dim is None:
-        return {}
-    width = {"projection_class_embeddings_input_dim": model.unet.y_dim}
-    if model.framing_embedding is None:
-        return width | {"class_embed_type": "projection"}
-    return width | {"addition_embed_type": "text_time", "addition_time_embed_dim": model.framing_embedding.dim}
-
-
-def _vae(p: Mapping[str, Any], image_size: int) -> Node:
+def _vae(p: Mapping[str, Any], image_size: int, part: str) -> Node:
     widths, quantized = list(p["block_out_channels"]), "num_codes" in p
     attends = list(p["attention_levels"] or [False] * len(widths))
-    if p["norm_eps"] != 1e-6 or quantized:
-        what = "VQModel beside CLIP" if quantized else f"norm_eps {p['norm_eps']}"
-        raise CheckpointError(f"diffusers' AutoencoderKL has not {what}; use the layout ldm or original")
-    scale = p["scaling_factor"]
+    name = "VQModel" if quantized else "AutoencoderKL"
+    refused = {
+        "place beside CLIP": quantized and part == "vae",
+        f"norm_eps {p['norm_eps']}": p["norm_eps"] != 1e-6,
+        f"shift_factor {p['shift_factor']}": quantized and p["shift_factor"] != 0,
+    }
+    refuse(name, refused)
+    own = {"num_vq_embeddings": p["num_codes"]} if quantized else {"shift_factor": p["shift_factor"] or None}
     return {
-        "_class_name": "AutoencoderKL",
+        "_class_name": name,
         "sample_size": image_size,
         "in_channels": p["in_channels"],
         "out_channels": p["out_channels"],
@@ -217,9 +193,9 @@ def _vae(p: Mapping[str, Any], image_size: int) -> Node:
         "mid_block_add_attention": p["mid_attention"],
         "norm_num_groups": p["norm_num_groups"],
         "act_fn": "silu",
-        "scaling_factor": scale,
-        "shift_factor": p["shift_factor"] or None,
-        "force_upcast": True,
+        "scaling_factor": p["scaling_factor"],
+        "force_upcast": not quantized,
+        **own,
     }
 
 

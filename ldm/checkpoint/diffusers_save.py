@@ -10,16 +10,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.checkpoint import diffusers_pictures, text_keys
-from ldm.checkpoint.diffusers_config import configs, layers, text_encoders
+from ldm.checkpoint import bert_keys, diffusers_bert, diffusers_pictures, text_keys
+from ldm.checkpoint.diffusers_config import autoencoder_part, configs, layers, text_encoders
 from ldm.checkpoint.fit import stored
 from ldm.checkpoint.write import write
 from ldm.files import atomic_folder, write_text
+from ldm.models.bert import BertTextEncoder
 from ldm.models.clip import END, vocabulary
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.text_encoder import OpenCLIPTextEncoder
 
-DIFFUSERS = ("unet", "vae", "image_normalizer")  # whose files that library names; those of transformers are "model"
+DIFFUSERS = (
+    "unet",
+    "vae",
+    "vqvae",
+    "image_normalizer",
+)  # whose files that library names; those of transformers are "model"
 SPECIAL = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}  # open_clip's name: Hugging Face's
 
 
@@ -45,6 +51,9 @@ def save_configs(model: LatentDiffusion, tree: Mapping[str, Any], folder: Path) 
     for part, tower in text_encoders(model.text_encoder).items():
         for name, text in tokenizer_files(tower).items():
             _write(folder / part.replace("text_encoder", "tokenizer") / name, text)
+    if isinstance(model.text_encoder, BertTextEncoder):
+        for name, text in diffusers_bert.tokenizer_files(model.text_encoder).items():
+            _write(folder / "tokenizer" / name, text)
 
 
 def to_diffusers(model: LatentDiffusion) -> dict[str, dict[str, Tensor]]:
@@ -52,7 +61,12 @@ def to_diffusers(model: LatentDiffusion) -> dict[str, dict[str, Tensor]]:
     unet = model.unet.state_dict()
     if model.framing_embedding is None:  # unCLIP's embedding of two layers; SDXL's has our name
         unet = {name.replace("add_embedding.linear_", "class_embedding.linear_"): t for name, t in unet.items()}
-    parts = {"unet": unet, "vae": model.autoencoder.state_dict()}
+    parts = {"unet": unet}
+    autoencoder = autoencoder_part(model)
+    if autoencoder is not None:
+        parts[autoencoder] = model.autoencoder.state_dict()
+    if isinstance(model.text_encoder, BertTextEncoder):
+        parts["bert"] = bert_keys.to_diffusers(model.text_encoder)
     for part, tower in text_encoders(model.text_encoder).items():
         unused = tuple(
             f"transformer.resblocks.{i}." for i in range(layers(tower), len(tower.tower.transformer.resblocks))

@@ -29,8 +29,14 @@ DTYPES = {  # in the order in which the safetensors library lays them
 }
 
 
-def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Ordered by dtype, then by name. CheckpointError for a dtype that the format has not."""
+def write(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    exclusive: bool = False,
+) -> None:
+    """Ordered by dtype, then by name; exclusive as in `atomic`. CheckpointError for a dtype that the format has not."""
     order = list(DTYPES)
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     odd = next((name for name, tensor in kept.items() if tensor.dtype not in DTYPES), None)
@@ -46,7 +52,7 @@ def write(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str
         }
     names = checksums.in_order(entries)
     header = _header(entries, metadata or {}, checksums.of_tensors([kept[name] for name in names]))
-    with atomic(path) as file:
+    with atomic(path, exclusive=exclusive) as file:
         file.write(len(header).to_bytes(8, "little") + header)
         for name in names:
             file.write(checksums.as_bytes(kept[name]))

@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 import ldm
 from ldm.checkpoint import single_file
 from ldm.checkpoint.convert import convert
+from ldm.checkpoint.fit import stored
 from ldm.checkpoint.report import report
-from ldm.config import build
+from ldm.config import build, load_config
 
 Script = Callable[[str], ModuleType]
 
@@ -61,6 +62,36 @@ def test_what_is_not_converted(script: Script, tmp_path: Path, capsys: pytest.Ca
     (tmp_path / "there").mkdir()
     assert main([str(tmp_path / "a.safetensors"), str(tmp_path / "there"), "--layout", "diffusers"]) == 2
     assert "is there already" in capsys.readouterr().err
+    for name, layout in (("b.safetensors", "ldm"), ("b", "diffusers")):  # told before anything is read
+        out = tmp_path / "none" / name
+        assert main([str(tmp_path / "absent"), str(out), "--layout", layout]) == 2
+        said = f"error: {out} cannot be written: there is no folder {out.parent}; make it first\n"
+        assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(("name", "layout"), [("out.safetensors", "original"), ("out", "diffusers")])
+def test_what_another_process_has_made_meanwhile_stays(
+    name: str,
+    layout: str,
+    script: Script,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tree = load_config(Path(__file__).parents[1] / "tiny.yaml")
+    ldm.save(build(tree), tmp_path / "in.safetensors", config=tree)
+    theirs = tmp_path / name if layout == "original" else tmp_path / name / "file"
+
+    def meanwhile(*options: Any) -> dict[str, Any]:
+        theirs.parent.mkdir(exist_ok=True)
+        theirs.write_text("theirs")
+        return stored(*options)
+
+    for module in ("convert", "diffusers_save"):
+        monkeypatch.setattr(f"ldm.checkpoint.{module}.stored", meanwhile)
+    assert script("convert").main([str(tmp_path / "in.safetensors"), str(tmp_path / name), "--layout", layout]) == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / name} is there already; give another name\n"
+    assert theirs.read_text() == "theirs" and len(list(tmp_path.iterdir())) == 2
 
 
 def test_what_may_be_chosen(miniature: Callable[[int], dict[str, Any]], script: Script, tmp_path: Path) -> None:

@@ -30,7 +30,9 @@ FRAMING = Framing(72, 96, 64, 80, 4, 8)
 PIPELINES = {
     "sd-v1": "StableDiffusionPipeline",
     "sd-v1-inpainting": "StableDiffusionInpaintPipeline",
+    "sd-v2": "StableDiffusionPipeline",
     "sd-v2-v": "StableDiffusionPipeline",
+    "sd-v2-inpainting": "StableDiffusionInpaintPipeline",
     "sd-v2-depth": "StableDiffusionDepth2ImgPipeline",
     "sd-v2-unclip": "StableUnCLIPImg2ImgPipeline",
     "sd-x4-upscaler": "StableDiffusionUpscalePipeline",
@@ -186,14 +188,39 @@ def test_the_folder_is_there_whole_or_not_at_all(
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("family", ["ldm-cin256", "ldm-ffhq", "ldm-lsun-churches"])
-def test_what_diffusers_has_no_class_for(
-    family: str, miniature: Callable[[str], dict[str, Any]], tmp_path: Path
-) -> None:
-    tree, path = miniature(family), tmp_path / "in.safetensors"
-    ldm.save(build(tree), path, config=tree)
-    with pytest.raises(CheckpointError, match="diffusers.* has no.*; use the layout ldm or original"):
-        convert(path, tmp_path / "out", layout="diffusers")
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ("ldm-cin256", "diffusers has no pipeline for a UNet that is conditioned by a ClassEmbedder"),
+        ("ldm-lsun-churches", "diffusers' UNet2DModel has no heads of several widths"),
+        ("scenes-x4", "diffusers' UNet2DModel has no transformers"),
+    ],
+)
+def test_what_diffusers_cannot_compute(config: str, reason: str) -> None:
+    tree = load_config(CONFIGS / f"{config}.yaml")
+    with on_meta():
+        model = build(tree)
+    with pytest.raises(CheckpointError) as caught:
+        configs(tree, model)
+    assert str(caught.value) == f"{reason}; use the layout ldm or original"
+
+
+def test_what_the_first_pipelines_do_not_show_a_network() -> None:
+    tree = load_config(CONFIGS / "ldm-ffhq.yaml")
+    tree["params"]["unet"]["params"]["in_channels"] = 6
+    with on_meta():
+        model = build(tree)
+    with pytest.raises(CheckpointError, match="no pipeline without CLIP whose UNet is shown more than the latent; use"):
+        configs(tree, model)
+
+
+def test_an_autoencoder_of_codes_has_no_place_beside_clip(miniature: Callable[[str], dict[str, Any]]) -> None:
+    tree = miniature("sd-v1")
+    tree["params"]["autoencoder"] = miniature("ldm-ffhq")["params"]["autoencoder"]
+    with on_meta():
+        model = build(tree)
+    with pytest.raises(CheckpointError, match="diffusers' VQModel has no place beside CLIP; use the layout"):
+        configs(tree, model)
 
 
 @pytest.mark.parametrize(
