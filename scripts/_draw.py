@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -58,6 +59,23 @@ class Listener:
 NOBODY = Listener()
 
 
+class Pace(Listener):
+    """Says once how long a step takes: the second, since the first warms up."""
+
+    def __init__(self) -> None:
+        self.begun: float | None = None  # when a step of the batch ended
+        self.is_said = False
+
+    def step(self, progress: Progress) -> None:
+        if self.is_said:
+            return
+        float(progress.step.x.flatten()[0])  # waits for a GPU
+        if self.begun is not None and progress.step.i > 0:
+            count, self.is_said = len(progress.batch), True
+            note(f"about {time.monotonic() - self.begun:.2g} s a step" + (f" of {count} pictures" if count > 1 else ""))
+        self.begun = time.monotonic()
+
+
 def draw(options: argparse.Namespace, listener: Listener = NOBODY) -> int:
     """Draw what `options` (from `_cli.parse`) ask for; of several processes, a share of it. Returns the exit status."""
     with Ranks() as ranks:
@@ -99,7 +117,8 @@ def _draw(options: argparse.Namespace, ranks: Ranks, listener: Listener) -> int:
     ):
         output = Output(options, job, model, settings, made_by, None if original is None else original["index"], ranks)
         how = {"batch_size": job.batch_size, "refiner": refiner, "autoguide": autoguide, "notice": note}
-        drawn = generate(model, job.todo, settings, hints, on_step=partial(_step, (output, bar, listener)), **how)
+        heard = (output, bar, listener, Pace() if options.device == "auto" and ranks.rank == 0 else NOBODY)
+        drawn = generate(model, job.todo, settings, hints, on_step=partial(_step, heard), **how)
         for place, result in zip(job.places, drawn, strict=True):
             output.picture(result, place)
             bar.picture()

@@ -23,6 +23,7 @@ from ldm.prompt_tree import Span
 from ldm.sizes import canvas_size, picture_size
 
 TILES = (512, 256)  # pixels, that are tried where a whole picture does not fit
+FEW = 3  # tiles along a side, of which more are predicted
 SHARE = 0.9  # of the free memory that a prediction may take: libraries need some besides
 MOST = 64  # pictures at once, however many would fit
 ROUGHLY = 32_768  # bytes for a pixel of each picture, twice what is taken by the hungriest of configs/, ddpm-cat-256
@@ -114,15 +115,21 @@ class Demand:
 
     @torch.inference_mode()
     def picture(self, tile: int, exact: bool) -> int:
-        """Of decoding or encoding one picture, the larger."""
+        """Of decoding or encoding one picture, the larger.
+
+        For more than a few tiles it is an upper bound, since all of them would take minutes: what a tile takes is the
+        same in any picture and the rest grows with the area, so that both grow at most in proportion to it.
+        """
         if (tile, exact) not in self._picture:
             autoencoder = tiled(self.model.autoencoder, tile, exact)
             like = next(autoencoder.parameters(), torch.zeros((), device="meta")).dtype
+            height, width = (min(side, FEW * tile or side) for side in self.size)
             with Peak() as decoding:
-                autoencoder.decode(torch.zeros(1, *self.shape, device="meta", dtype=like))
+                autoencoder.decode(torch.zeros(1, *self.model.latent_shape(height, width), device="meta", dtype=like))
             with Peak() as encoding:
-                autoencoder.encode(torch.zeros(1, 3, *self.size, device="meta", dtype=like))
-            self._picture[tile, exact] = max(decoding.most, encoding.most)
+                autoencoder.encode(torch.zeros(1, 3, height, width, device="meta", dtype=like))
+            share = height * width / (self.size[0] * self.size[1])
+            self._picture[tile, exact] = math.ceil(max(decoding.most, encoding.most) / share)
         return self._picture[tile, exact]
 
 

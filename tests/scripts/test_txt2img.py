@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -412,8 +413,12 @@ def test_no_gpu_is_one_sentence(txt2img: Run, capsys: Capture, monkeypatch: pyte
     assert "--device cuda: torch" in capsys.readouterr().err
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr("_device.multiplies_bfloat16", lambda: False)
-    assert txt2img(*DRAW, "--device", "auto") == 0
-    assert "device: cpu, chosen by auto; precision: full" in capsys.readouterr().out
+    assert txt2img(*DRAW, "--n_samples", 2, "--n_iter", 2, "--device", "auto") == 0
+    read = capsys.readouterr()
+    assert "device: cpu, chosen by auto; precision: full" in read.out
+    assert len(re.findall(r"\babout [0-9.e-]+ s a step of 2 pictures\n", read.err)) == 1
+    assert txt2img(*DRAW) == 0  # on a device that was asked for
+    assert "s a step" not in capsys.readouterr().err
 
 
 def test_bfloat16_by_default_where_the_processor_has_it(
