@@ -19,6 +19,8 @@ from ldm.config import build, load_config
 from ldm.models.encoders import TextEncoder, TextFeatures
 from ldm.models.latent_diffusion import LatentDiffusion
 
+FEW = {"width": 32, "embed_dim": 32, "layers": 3}  # of what encodes text by no tower of open_clip's
+
 
 def normal(name: str, shape: Sequence[int]) -> Tensor:
     """Standard-normal float32 numbers that depend on the name alone."""
@@ -38,16 +40,20 @@ def weight(name: str, shape: Sequence[int]) -> Tensor:
 def shrink(tree: dict[str, Any]) -> dict[str, Any]:
     """The same architecture with few channels: levels, depths and kinds of layers stay."""
     params = tree["params"]
-    unet, towers = params["unet"]["params"], params["text_encoder"]["params"]
+    unet, towers = params["unet"]["params"], params["text_encoder"].get("params", {})
     towers = [towers["first"]["params"], towers["second"]["params"]] if "first" in towers else [towers]
     for tower in towers:
+        if "name" not in tower:  # classes, BERT's, or nothing
+            tower |= {name: few for name, few in FEW.items() if name in tower}
+            continue
         quick = tower.pop("name").endswith("quickgelu")
         tower |= {"width": 32, "heads": 2, "layers": 3, "activation": "quick_gelu" if quick else "gelu"}
         tower |= {"projection_dim": 24} if "projection_dim" in tower else {}
     for part in (unet, params["autoencoder"]["params"]):
         widths = part["block_out_channels"]
         part["block_out_channels"] = [32 * (width // widths[0]) for width in widths]
-    unet["context_dim"] = 32 * len(towers)
+    if "context_dim" in unet:
+        unet["context_dim"] = 32 * len(towers)
     if "head_channels" in unet:
         unet["head_channels"] = 8
     if "framing_embedding" in params:
