@@ -141,6 +141,14 @@ def test_peak_is_the_largest_sum_alive() -> None:
     assert peak.most == 160_000 and peak.now == 20_000 and z.shape == (5, 1000)
 
 
+def test_the_words_that_are_cut_are_told(txt2img: Run, capsys: Capture) -> None:
+    spaces = " " * 9_999  # the longest prompt that is read, and quick to read
+    Path("p.txt").write_text(f"a{spaces}and the end\na{spaces}\n")
+    assert txt2img("--from-file", "p.txt", "--neg", f"b{spaces}fog", "--steps", 1, "--skip-grid") == 0
+    said = [line for line in capsys.readouterr().err.splitlines() if "not seen" in line]
+    assert said == [f"the prompt is longer than the model reads; not seen: {rest!r}" for rest in ("and the end", "fog")]
+
+
 def test_prompts_with_syntax_are_drawn_and_drawn_again(
     txt2img: Run, capsys: Capture, make_tiny: Callable[..., Path]
 ) -> None:
