@@ -26,6 +26,8 @@ def load(bench: Bench) -> Iterator[Line]:
         ours, theirs, least = (min(of_one, key=lambda one: one.seconds) for of_one in zip(*rounds, strict=True))
         other = None if theirs.fault else theirs.seconds
         yield Line(f"to {dtype}, from_single_file", ours.seconds, other, must, least.seconds, note=theirs.fault)
+        share = ours.seconds / least.seconds
+        yield Line("its time over that of reading", share, must="<= 1.5", unit="x", value=share)
         if dtype == "float16":
             peaks = ours.peak / size, None if theirs.fault else theirs.peak / size
             yield Line("its peak memory over the file's size", *peaks, "<= 1.15", unit="x", value=peaks[0])
