@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from ldm.checkpoint import load
-from ldm.checkpoint.configs import CONFIGS, IN_SOME_FILES, holds, shipped_configs
+from ldm.checkpoint import configs, load
+from ldm.checkpoint.configs import IN_SOME_FILES, holds, shipped_configs
 from ldm.checkpoint.detect import FAMILIES, Family, parts, signature
 from ldm.checkpoint.diffusers_folder import read_any
 from ldm.checkpoint.fit import check_fit, is_finite
@@ -101,7 +101,7 @@ def _misfit(path: Path, variant: str | None) -> list[str]:
 def _of_family(config: str) -> str | None:
     if config not in shipped_configs():
         return None
-    said: str = load_config(CONFIGS / f"{config}.yaml")["params"].get("parameterization", "eps")
+    said: str = load_config(configs.CONFIGS / f"{config}.yaml")["params"].get("parameterization", "eps")
     return said
 
 

@@ -129,7 +129,7 @@ def test_components(folder: Path, model: LatentDiffusion, tree: dict[str, Any]) 
     shutil.copy(folder / "vae" / f"{WEIGHTS}.safetensors", vae)
     assert same(ldm.load(folder / "unet", config=tree, autoencoder=vae, text_encoder=folder / "text_encoder"), model)
     assert "no published family" in fails(folder / "unet")
-    assert "holds no UNet and carries no config; give one" in fails(folder / "vae")
+    assert "vae: this is an autoencoder alone; give a whole model" in fails(folder / "vae")
 
     (folder / "vae" / "config.json").write_text('{"_class_name": "ControlNetModel"}')
     assert "its config.json is of ControlNetModel; expected one of UNet2DConditionModel" in fails(folder / "vae")

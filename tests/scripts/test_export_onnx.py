@@ -85,6 +85,7 @@ def kin(name: str) -> dict[str, Any]:
         params["text_encoder"] = {"target": "TwoTowers", "params": dict(zip(("first", "second"), towers, strict=True))}
         params["framing_embedding"] = {"target": "FramingEmbedding", "params": {"numbers": ["target_height"], "dim": 4}}
         params["unet"]["params"] |= {"context_dim": 32, "y_dim": 12, "in_channels": 9}
+        params["unet"]["params"] |= {"block_out_channels": [32], "attention_levels": [True]}
     else:  # classes, and codes
         params["text_encoder"] = {"target": "ClassEmbedder", "params": {"num_classes": 4, "embed_dim": 16}}
         params["unet"]["params"] |= {"num_classes": 5}

@@ -91,8 +91,7 @@ def test_the_prediction_grows_as_the_network_does(chosen: Chosen) -> None:
     assert abs(demand.drawing(4) / peak.most - 1) < 0.01
 
 
-@pytest.mark.parametrize("exact", [False, True])
-def test_many_tiles_are_predicted_by_a_few(chosen: Chosen, monkeypatch: pytest.MonkeyPatch, exact: bool) -> None:
+def test_many_tiles_are_predicted_by_a_few(chosen: Chosen, monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest picture would take minutes otherwise. No less than what all tiles take, and not much more."""
     import _fit
 
@@ -104,15 +103,15 @@ def test_many_tiles_are_predicted_by_a_few(chosen: Chosen, monkeypatch: pytest.M
 
     monkeypatch.setattr(_fit.TiledAutoencoder, "decode", spy)
     _, demand = chosen(None, "cpu")
-    few = demand.picture(16, exact)
+    few = demand.picture(16, exact=True)
     demand.size = (8192, 64)
     demand._picture.clear()
-    many = demand.picture(16, exact)
+    many = demand.picture(16, exact=True)
     assert many == pytest.approx(few * 128, rel=1e-4) and seen == [(6, 6)] * 2
     monkeypatch.setattr(_fit, "FEW", 4)
     demand.size = (64, 64)
     demand._picture.clear()
-    whole = demand.picture(16, exact)
+    whole = demand.picture(16, exact=True)
     assert seen[2:] == [(8, 8)] and whole <= few <= 2 * whole
 
 
