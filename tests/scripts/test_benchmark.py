@@ -20,9 +20,8 @@ from _synthetic import weight as weight_of_its_name
 
 ROOT = Path(__file__).parents[2]
 OF_A_GPU = {"gpu-unet-sd1", "gpu-memory-sdxl"}
-MOST = {  # a row's largest error; the other rows of networks differ from these by the dtype
+MOST = {  # a row's largest error; the other rows of networks differ from these by family and dtype
     "unet-sd1-fp32": 1e-5,
-    "unet-sdxl-bf16": 0.2,
     "vae-decode": 1e-4,
     "txt2img-sd1": 5e-2,
     "scenes": 1e-3,
@@ -37,7 +36,7 @@ def benchmark(*options: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_row_says_something_and_both_sides_compute_the_same(tmp_path: Path) -> None:
-    rows, plot = [*MOST, "guidance-1", "scaling", "load", "memory", *OF_A_GPU], tmp_path / "scaling.png"
+    rows, plot = [*MOST, "guidance-1", "scaling", "load", *OF_A_GPU], tmp_path / "scaling.png"
     run = benchmark(*rows, *"--tiny --rounds 1 --json --folder".split(), str(tmp_path), "--plot", str(plot))
     assert run.returncode == 0, run.stdout + run.stderr
     assert plot.stat().st_size > 1000
