@@ -7,7 +7,6 @@ what a dead one left and removes it (`sweep`).
 from __future__ import annotations
 
 import errno
-import glob
 import os
 import re
 import secrets
@@ -39,7 +38,7 @@ def atomic(path: str | Path, *, exclusive: bool = False) -> Iterator[BinaryIO]:
     leaves the old file or the new one, never a half. exclusive: FileExistsError where there is an old one.
     """
     path = Path(path)
-    _remove_leftovers(path)
+    sweep(path.parent, path.name)
     part = _part(path)
     try:
         with owned(part) as handle, os.fdopen(handle, "wb", closefd=False) as file:
@@ -60,7 +59,7 @@ def atomic(path: str | Path, *, exclusive: bool = False) -> Iterator[BinaryIO]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """A folder to fill that becomes `path`, which must not be there, only when the block ends without an error."""
     path = Path(path)
-    _remove_leftovers(path)
+    sweep(path.parent, path.name)
     part = _part(path)
     part.mkdir()
     handle = _locked(part)
@@ -157,10 +156,11 @@ def claimed(path: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
-    """Remove what killed processes left half done in this folder; not what living ones are at."""
+def sweep(folder: Path, name: str | None = None) -> None:
+    """Remove what killed processes left half done in this folder, or of one name in it; not what living ones are at."""
+    ours = _OURS if name is None else re.compile(rf"\.{re.escape(name)}\.[0-9a-f]{{16}}\.part")
     for entry in os.scandir(folder):
-        if _OURS.fullmatch(entry.name):
+        if ours.fullmatch(entry.name):
             _remove_if_dead(Path(entry.path))
 
 
@@ -175,12 +175,6 @@ def _refused(what: str, remedy: str) -> Iterator[None]:
 
 def _part(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Of processes that were killed while they wrote under this very name."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 16}.part"):
-        _remove_if_dead(leftover)
 
 
 def _remove_if_dead(path: Path) -> None:

@@ -20,12 +20,7 @@ from ldm.models.clip import END, vocabulary
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.models.text_encoder import OpenCLIPTextEncoder
 
-DIFFUSERS = (
-    "unet",
-    "vae",
-    "vqvae",
-    "image_normalizer",
-)  # whose files that library names; those of transformers are "model"
+DIFFUSERS = ("unet", "vae", "vqvae", "image_normalizer")  # that library names their files; transformers says "model"
 SPECIAL = {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}  # open_clip's name: Hugging Face's
 
 

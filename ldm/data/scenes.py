@@ -130,13 +130,13 @@ def sample_thing(rng: random.Random) -> Thing:
     return Thing(shape, color, size, material, x, z, yaw)
 
 
-def _half_width(thing: Thing) -> float:
+def half_width(thing: Thing) -> float:
     """Half of the width it takes in the picture, as a share of the picture's width."""
     return 0.5 * thing.radius / (project(thing.x, thing.radius, thing.z)[2] * TAN_HALF_FOV)
 
 
 def inside_picture(thing: Thing) -> bool:
-    return abs(center(thing)[0] - 0.5) + _half_width(thing) < 0.49
+    return abs(center(thing)[0] - 0.5) + half_width(thing) < 0.49
 
 
 def _apart(a: Thing, b: Thing) -> bool:
@@ -145,7 +145,7 @@ def _apart(a: Thing, b: Thing) -> bool:
         return False
     if math.hypot(a.x - b.x, a.z - b.z) < a.radius + b.radius + 0.2:
         return False
-    return abs(center(a)[0] - center(b)[0]) > max(0.14, 0.75 * (_half_width(a) + _half_width(b)))
+    return abs(center(a)[0] - center(b)[0]) > max(0.14, 0.75 * (half_width(a) + half_width(b)))
 
 
 def _sample_relation(things: tuple[Thing, ...], pair: list[int], rng: random.Random) -> Relation:

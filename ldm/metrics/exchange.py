@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from ldm.data.captions import caption
 from ldm.data.datasets import as_bytes, as_pixels
 from ldm.data.raycast import render
-from ldm.data.scenes import COLORS, MATERIALS, SHAPES, TAN_HALF_FOV, Scene, Thing, center, project
+from ldm.data.scenes import COLORS, MATERIALS, SHAPES, Scene, Thing, center, half_width
 from ldm.images import to_images
 from ldm.metrics.evaluate import fresh_prompts
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -48,7 +48,7 @@ def _exchange(scene: Scene, rng: random.Random) -> Exchange:
 
 def _mask_around(thing: Thing, size: tuple[int, int]) -> Image.Image:
     (width, height), (u, v) = size, center(thing)
-    half = MARGIN * 0.5 * thing.radius / (project(thing.x, thing.radius, thing.z)[2] * TAN_HALF_FOV)
+    half = MARGIN * half_width(thing)
     mask = Image.new("L", size, 0)
     box = ((u - half) * width, (v - half) * height, (u + half) * width, (v + half) * height)
     ImageDraw.Draw(mask).rectangle(box, fill=255)
