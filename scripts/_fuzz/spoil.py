@@ -7,11 +7,13 @@ import json
 import pickletools
 import re
 import struct
+import tempfile
 import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, MutableMapping, MutableSequence, Sequence
 from copy import deepcopy
+from pathlib import Path
 from typing import Any
 
 from hypothesis import strategies as st
@@ -177,3 +179,10 @@ def programs_of(draw: Draw, pickles: Sequence[bytes]) -> bytes:
 def _operations(program: bytes) -> list[bytes]:
     starts = [place for _, _, place in pickletools.genops(program) if place is not None] + [len(program)]
     return [program[a:b] for a, b in zip(starts, starts[1:], strict=False)]
+
+
+def written(name: str, write: Callable[[Path], object]) -> bytes:
+    """What `write` makes of a file of this name."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder, name))
+        return Path(folder, name).read_bytes()
