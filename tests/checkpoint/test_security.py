@@ -270,7 +270,7 @@ print(json.dumps(found))
 
 
 def test_no_command_opens_a_socket(tmp_path: Path) -> None:
-    """Of each kind: what draws, from nothing or a picture, what reads and writes weights, and what trains."""
+    """Of each kind: what draws, from nothing or a picture, what reads and writes weights, what trains, what judges."""
     code = """
 sys.path.insert(0, "scripts")
 import contextlib, runpy
@@ -303,20 +303,21 @@ argv = {
     "inspect_checkpoint": [str(bench.model)],
 }
 
-def train():
-    sys.argv = ["train", "--config", "recipe.yaml", "--outdir", "run", "--device", "cpu"]
+def run(script, *words):
+    sys.argv = [script, *words, "--device", "cpu"]
     try:
-        runpy.run_path(scripts + "/train_autoencoder.py", run_name="__main__")
+        runpy.run_path(f"{scripts}/{script}.py", run_name="__main__")
     except SystemExit as error:
         return error.code
 
 is_on = True
 with contextlib.redirect_stdout(sys.stderr):
     done = {name: call(Case("", words, "", command=name), bench.model) for name, words in argv.items()}
-    done["train"] = train()
+    done["train"] = run("train_autoencoder", "--config", "recipe.yaml", "--outdir", "run")
+    done["evaluate"] = run("evaluate_scenes", "--prompts", "2", "--steps", "1")
 is_on = False
 print(json.dumps([done, [line for line in heard if line.startswith(("socket", "subprocess", "os.system"))]]))
 """
     done, told = child(HOOK + code, tmp_path)
-    assert len(done) == 7 and not any(done.values()), done
+    assert len(done) == 8 and not any(done.values()), done
     assert set(told) <= {"subprocess.Popen ('git',)"}  # a training notes the commit that it is of
