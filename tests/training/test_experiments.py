@@ -161,8 +161,8 @@ def test_mended_scenes_come_last_with_a_mistake_and_the_whole_truth(tmp_path):
     assert list(batch.scenes) == [experiment.data.scenes[i] for i in chosen] and len(batch.mistakes) == 2
     picture = experiment.data.mistaken(chosen[3])[None] / 127.5 - 1
     wrong = experiment.model.encode(picture).mode()[0]
-    assert torch.allclose(batch.mistakes[1], wrong, rtol=1e-3, atol=2e-3)
-    assert (batch.z[3] - wrong).abs().max() > 5 * (batch.mistakes[1] - wrong).abs().max()
+    error = (batch.mistakes[1] - wrong).abs().max()  # float16, and GroupNorm's sums in another order
+    assert error < 5e-3 and (batch.z[3] - wrong).abs().max() > 5 * error
     empty = experiment.model.text_encoder.tokenize([""])[0]
     assert [torch.equal(tokens, empty) for tokens in batch.tokens] == [True, True, False, False]
     assert experiment.loss(batch, torch.Generator().manual_seed(0)).isfinite()
