@@ -10,7 +10,7 @@ import _installed  # noqa: F401
 from _ending import ended
 
 if TYPE_CHECKING:
-    from PIL import Image
+    from torch import Tensor
 
     from ldm.models.latent_diffusion import LatentDiffusion
 
@@ -75,6 +75,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
     parser.add_argument("--outdir", type=Path, default=DOCS, help="where the sheets go (default: docs/guidance)")
+    parser.add_argument("--resume", action="store_true", help="go on where the same command was stopped")
     options = parser.parse_args()
     draw(options)
     return 0
@@ -82,31 +83,38 @@ def main() -> int:
 
 def draw(options: argparse.Namespace) -> None:
     from _device import find_device
+    from _kept import Kept, request
 
     import ldm
     from ldm.files import usable_folder
-    from ldm.images import captioned, grid
+    from ldm.images import captioned, grid, to_images
     from ldm.png import write_png
 
     folder = usable_folder(options.outdir)
     device = find_device(options.device)
     model = ldm.load(options.model, device=device)
     worse = worsened(model) if options.worse is None else ldm.load(options.worse, device=device)
-    drawn: dict[str, list[Image.Image]] = {}  # by caption: a row may be in several sheets
+    asked = request(options, device, "model", "worse", steps=options.steps, seed=options.seed)
+    drawn = Kept(folder, asked, options.resume)
     for name in options.only:
-        for caption, how in SHEETS[name]:
-            if caption not in drawn:
-                drawn[caption] = pictures(model, worse, how, options.steps, options.seed)
-        rows = [captioned(grid(drawn[caption], len(PROMPTS)), caption) for caption, _ in SHEETS[name]]
+        rows = []
+        for caption, how in SHEETS[name]:  # a row may be in several sheets
+            kept = drawn.tensors(caption, lambda how=how: pictures(model, worse, how, options.steps, options.seed))
+            rows.append(captioned(grid(to_images(kept["pixels"]), len(PROMPTS)), caption))
         sheet = grid(rows, 1).point(lambda value: value & 0xFE)  # the last bit is noise that no PNG makes smaller
         write_png(sheet, folder / f"{name}.png")
         print(folder / f"{name}.png")
+    drawn.finish()
 
 
 def pictures(
     model: LatentDiffusion, worse: LatentDiffusion, how: dict[str, Any], steps: int, seed: int
-) -> list[Image.Image]:
+) -> dict[str, Tensor]:
+    """`pixels`: (4, 3, H, W) in [-1, 1]."""
+    import torch
+
     import ldm
+    from ldm.images import to_tensor
 
     rest = {name: value for name, value in how.items() if name not in ("guidance_scale", "worse")}
     results = ldm.txt2img(
@@ -118,7 +126,7 @@ def pictures(
         guidance=ldm.Guidance(**rest),
         autoguide=worse if how.get("worse") else None,
     )
-    return [result.image for result in results]
+    return {"pixels": torch.cat([to_tensor(result.image) for result in results])}
 
 
 def worsened(model: LatentDiffusion, amount: float = 0.1) -> LatentDiffusion:

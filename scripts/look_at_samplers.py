@@ -12,6 +12,7 @@ import _installed  # noqa: F401
 import torch
 from _device import find_device
 from _ending import ended
+from _kept import Kept, request
 from _sampler_figures import (
     CHECK,
     DETERMINISTIC,
@@ -26,6 +27,7 @@ from _sampler_figures import (
     respaced,
     sheet,
 )
+from torch import Tensor
 from tqdm import tqdm
 
 import ldm
@@ -57,6 +59,7 @@ def main() -> int:
     parser.add_argument("--spacing", help="one for all samplers (default: each sampler's own)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (default: %(default)s)")
     parser.add_argument("--page", type=Path, default=PAGE, help="where it writes; pictures go beside it")
+    parser.add_argument("--resume", action="store_true", help="go on where the same command was stopped")
     options = parser.parse_args()
     look(options)
     return 0
@@ -70,8 +73,11 @@ def look(options: argparse.Namespace) -> None:
     page, folder = options.page, usable_folder(options.page.with_suffix(""))
     check_writable(page)
     before, after = _around(page)
-    model = ldm.load(options.model, device=find_device(options.device))
-    drawn, doubt = draw_all(model, options)
+    device = find_device(options.device)
+    model = ldm.load(options.model, device=device)
+    asked = request(options, device, "model", pictures=options.pictures, seed=options.seed)
+    kept = Kept(folder, asked, options.resume)
+    drawn, doubt = draw_all(model, options, kept)
     own = [one for one in drawn if one.spacing == options.spacing]
     with atomic(folder / "grid.jpg") as out:
         sheet(own, options.samplers, options.steps).save(out, format="JPEG", quality=88)
@@ -80,10 +86,11 @@ def look(options: argparse.Namespace) -> None:
     written = figures(own, doubt, options, model.guidance_scale) + respaced(drawn)
     with atomic(page) as out:
         out.write("\n".join([before + BEGIN, "", *written, "", END + after]).encode())
+    kept.finish()
     print(*written, "", page, folder / "grid.jpg", folder / "error.png", sep="\n")
 
 
-def draw_all(model: LatentDiffusion, options: argparse.Namespace) -> tuple[list[Drawn], float]:
+def draw_all(model: LatentDiffusion, options: argparse.Namespace, kept: Kept) -> tuple[list[Drawn], float]:
     """All that is looked at, and how far the reference is from another sampler's picture of half as many steps.
 
     Where noise is added there is nothing to measure, and only the first picture is drawn.
@@ -95,28 +102,36 @@ def draw_all(model: LatentDiffusion, options: argparse.Namespace) -> tuple[list[
         for steps in (options.steps[-1:] if sampler in OWN_STEPS else options.steps)
     ]
     jobs += [(name, n, RESPACED) for name, n, own in jobs if own is None and _is_respaced(name) and n in RESPACED_STEPS]
+
+    def draw(items: Sequence[Item], sampler: str, steps: int, spacing: str | None) -> Drawn:
+        name = f"{sampler}, {steps} steps, {spacing or 'own'} spacing, {len(items)}"
+        one = kept.tensors(name, lambda: drawn_by(model, items, sampler, steps, spacing))
+        return Drawn(sampler, steps, int(one["calls"]), one["pixels"], spacing)
+
     with tqdm(total=options.converged * 3 // 2 + sum(steps for _, steps, _ in jobs), unit="step") as bar:
         bar.set_postfix_str("the reference")
-        converged = draw(model, items, REFERENCE[0], options.converged, REFERENCE[1])
+        converged = draw(items, REFERENCE[0], options.converged, REFERENCE[1])
         reference, at_once = converged.pixels, converged.calls // options.converged  # it asks once in each step
-        check = draw(model, items, CHECK[0], options.converged // 2, CHECK[1]).pixels
+        check = draw(items, CHECK[0], options.converged // 2, CHECK[1]).pixels
         bar.update(options.converged * 3 // 2)
         drawn = []
         for sampler, steps, spacing in jobs:
             bar.set_postfix_str(f"{sampler}, {steps}")
             if sampler in DETERMINISTIC:
-                one = draw(model, items, sampler, steps, spacing)
+                one = draw(items, sampler, steps, spacing)
                 one = replace(one, calls=one.calls // at_once, error=difference(one.pixels, reference))
             else:
-                one = draw(model, items[:1], sampler, steps, spacing)
+                one = draw(items[:1], sampler, steps, spacing)
             drawn.append(one)
             bar.update(steps)
     return drawn, difference(check, reference)
 
 
-def draw(model: LatentDiffusion, items: Sequence[Item], sampler: str, steps: int, spacing: str | None = None) -> Drawn:
-    """The items in one batch, in the model's size and with its guidance. `calls` counts the network's own: prompts of
-    unequal length are asked apart."""
+def drawn_by(
+    model: LatentDiffusion, items: Sequence[Item], sampler: str, steps: int, spacing: str | None
+) -> dict[str, Tensor]:
+    """The items in one batch, in the model's size and with its guidance: `pixels` (B, 3, H, W) in [-1, 1], and `calls`
+    of the network, which counts prompts of unequal length apart."""
     settings = resolve(model, steps=steps, sampler=sampler, spacing=spacing)
     calls = 0
 
@@ -131,7 +146,7 @@ def draw(model: LatentDiffusion, items: Sequence[Item], sampler: str, steps: int
             pixels = model.decode(last.x).float().clamp(-1, 1).cpu()
     finally:
         hook.remove()
-    return Drawn(sampler, steps, calls, pixels, spacing)
+    return {"pixels": pixels, "calls": torch.tensor(calls)}
 
 
 def _is_respaced(sampler: str) -> bool:

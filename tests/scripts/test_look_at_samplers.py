@@ -74,6 +74,25 @@ def test_a_page_that_is_not_there_and_one_without_a_place(look, tmp_path, capsys
     assert (tmp_path / "page.md").read_text() == "no markers"
 
 
+def test_a_stopped_one_goes_on(look, tmp_path, monkeypatch):
+    words = ("--samplers", "heun", "euler_ancestral", "--steps", 2, 3, "--converged", 4)
+    assert look(*words) == 0
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    calls, draw = [], look_at_samplers.drawn_by
+
+    def stops(*args):
+        calls.append(args[2:4])
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return draw(*args)
+
+    monkeypatch.setattr(look_at_samplers, "drawn_by", stops)
+    assert look(*words) == 130
+    assert look(*words, "--resume") == 0
+    assert len(set(calls)) == 6 and calls[3] == calls[4]  # two for the reference, four in the sheet, none of them twice
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
+
+
 def test_difference_is_averaged_over_pictures():
     a = torch.zeros(2, 3, 4, 4)
     b = torch.stack([torch.full((3, 4, 4), 0.2), torch.full((3, 4, 4), -0.4)])
