@@ -26,13 +26,13 @@ MAX_STEPS = 1000
 
 
 class Wishes(TypedDict, total=False):
-    """What may be asked for. Not given, or None: the default of the model (size, guidance scale), of the sampler
-    (spacing, eta), or what is written beside it."""
+    """What may be asked for. Not given, or None: the default of the model (size, guidance scale, sampler), of
+    the sampler (spacing, eta), or what is written beside it."""
 
     height: int | None  # pixels
     width: int | None
     steps: int | None  # 30
-    sampler: str  # ddim; names of other programs do too, also with a spacing: "DPM++ 2M Karras"
+    sampler: str | None  # names of other programs do too, also with a spacing: "DPM++ 2M Karras"
     spacing: str | None  # wins over that of the sampler's name
     sigma_min: float | None  # where the spacing ends and begins, and its shape; not all have these
     sigma_max: float | None
@@ -112,7 +112,7 @@ def resolve(model: LatentDiffusion, strength: float | None = None, **wishes: Unp
     if unknown := wishes.keys() - Wishes.__optional_keys__:
         raise TypeError(f"there is no setting {', '.join(sorted(unknown))}")
     own = _own_levels(model.schedule, wishes)
-    sampler, spacing = chosen(wishes.get("sampler", "ddim"), wishes.get("spacing"))
+    sampler, spacing = chosen(wishes.get("sampler") or model.sampler, wishes.get("spacing"))
     guidance = _guidance(model, sampler, wishes)
     if strength is not None and not 0 <= strength <= 1:
         raise ValueError(f"strength is {strength}; it can be 0 (the picture as it is) … 1 (nothing left of it)")

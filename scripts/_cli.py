@@ -28,7 +28,6 @@ from ldm.names import find_sampler, find_spacing
 
 DEFAULTS: dict[str, Any] = {
     "repeat": 1,
-    "sampler": "ddim",
     "seed": 0,
     "n_samples": 1,
     "n_iter": 1,

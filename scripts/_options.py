@@ -85,7 +85,7 @@ WORDS: tuple[Option, ...] = (
 REPRODUCE = ("--reproduce", str, "PNG", "draw a picture made here again, bit for bit, from what is written in it")
 HOW: tuple[Option, ...] = (
     ("--steps --ddim-steps", whole(1, 1000), "N", "denoising steps, exactly (30)"),
-    ("--sampler", str, "NAME", f'{", ".join(SAMPLERS)}, or as elsewhere: "DPM++ 2M Karras" (ddim)'),
+    ("--sampler", str, "NAME", f'{", ".join(SAMPLERS)}, or as elsewhere: "DPM++ 2M Karras" (the model\'s own)'),
     ("--spacing", str, "NAME", f"noise levels visited: {', '.join(SPACINGS)} (the sampler's own)"),
     ("--sigma-min", number(0, math.inf), "S", "noise level of the last step, for spacings over sigma such as karras"),
     ("--sigma-max", number(0, math.inf), "S", "and of the first"),

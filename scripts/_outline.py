@@ -27,7 +27,8 @@ def outlines(options: argparse.Namespace) -> Outlines:
     """Runs the plugin. ValueError for models that do not go together, and for what they cannot be asked for."""
     if options.plugin is not None:
         load_plugin(options.plugin)
-    chosen(options.sampler, options.spacing)
+    if options.sampler is not None:
+        chosen(options.sampler, options.spacing)
     model = _outline(options)
     check_latent_size(options, model)
     settings = settings_of(options, model)

@@ -21,7 +21,7 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=500, metavar="N", help="how many (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of prompts and pictures (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--sampler", default="ddim")
+    parser.add_argument("--sampler", help="(default: the model's)")
     parser.add_argument("--spacing")
     parser.add_argument("--scale", type=float, help="guidance scale (default: the model's)")
     parser.add_argument("--batch-size", type=int, default=25)
@@ -54,6 +54,7 @@ def run(options: argparse.Namespace) -> str:
         load_plugin(options.plugin)
     model, judge = load(options.model, device=find_device(options.device)), load_part(options.judge, Judge)
     lay_out(model)
+    options.sampler = options.sampler or model.sampler
     settings = {"steps": options.steps, "sampler": options.sampler, "spacing": options.spacing}
     settings |= {"guidance_scale": options.scale, "batch_size": options.batch_size}
     with tqdm(total=options.prompts, desc="drawing", unit="image", dynamic_ncols=True) as bar:

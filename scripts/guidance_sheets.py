@@ -122,6 +122,7 @@ def pictures(
         PROMPTS,
         steps=steps,
         seed=seed,
+        sampler="ddim",  # adds no noise: what differs is the guidance's doing
         guidance_scale=how["guidance_scale"],
         guidance=ldm.Guidance(**rest),
         autoguide=worse if how.get("worse") else None,

@@ -189,6 +189,16 @@ def test_eta_and_sampler_and_spacing_matter(tiny: Any) -> None:
     assert torch.allclose(draw(eta=1.0, spacing="trailing"), draw(sampler="ddpm", spacing="trailing"))
 
 
+def test_a_model_may_be_best_drawn_with_another_sampler(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (resolve(tiny).sampler, resolve(tiny).spacing) == ("ddim", "uniform")
+    monkeypatch.setattr(tiny, "sampler", "DPM++ 2M Karras")
+    assert (resolve(tiny).sampler, resolve(tiny, sampler=None).spacing) == ("dpmpp_2m", "karras")
+    assert resolve(tiny, sampler="heun").sampler == "heun"
+    monkeypatch.setattr(tiny, "sampler", "dimm")
+    with pytest.raises(ValueError, match="there is no sampler 'dimm'; the nearest: ddim"):
+        resolve(tiny)
+
+
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (40, 24), (32, 56)])
 def test_any_multiple_of_8(tiny: Any, height: int, width: int) -> None:
     assert next(ldm.txt2img(tiny, "a", height=height, width=width, steps=1)).image.size == (width, height)

@@ -158,6 +158,7 @@ class DiffusionExperiment:
             old.parameterization,
             old.image_size,
             old.guidance_scale,
+            old.sampler,
             old.zero_unconditional,
             old.framing_embedding,
             old.low_resolution,
