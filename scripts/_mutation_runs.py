@@ -38,7 +38,7 @@ class Session:
     def __init__(self, then: Callable[[Session], object], files: Sequence[str]) -> None:
         self.then, self.failed = then, ""
         self.items: dict[str, pytest.Item] = {}
-        options = ["-o", "addopts=", "--import-mode=importlib", "-s", f"--rootdir={ROOT}"]
+        options = ["-o", "addopts=", "--import-mode=importlib", "--long", "-s", f"--rootdir={ROOT}"]
         options += [word for name in PLUGINS for word in ("-p", f"no:{name}")]
         code = pytest.main([*options, *(str(TESTS / file) for file in files)], plugins=[self])
         self.failed = self.failed or ("collecting the tests" if code else "")  # the name of the first test that fails

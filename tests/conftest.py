@@ -19,6 +19,21 @@ from torch import Tensor, nn
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # so do the processes that tests start
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="also the tests marked long, which take many seconds each")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what is marked long, unless all is wanted, or one test by its name."""
+    if config.getoption("long") or any("::" in word for word in config.args):
+        return
+    long = [item for item in items if item.get_closest_marker("long")]
+    items[:] = [item for item in items if item not in long]
+    config.hook.pytest_deselected(items=long)
+
 
 GOLDEN = Path(__file__).parent / "golden"
 Layout = dict[str, list[int]]

@@ -30,7 +30,7 @@ def dtype_name(dtype: Any) -> str:
 def draw_ours(model: Any, **options: Any) -> Any:
     import ldm
 
-    return pixels(list(ldm.txt2img(model, PROMPT, seed=SEED, **options)))
+    return pixels(list(ldm.txt2img(model, PROMPT, seed=SEED, sampler="ddim", **options)))
 
 
 def draw_theirs(pipe: Any, towers: list[Any], tokens: Any, size: int, steps: int, scale: float, count: int = 1) -> Any:
