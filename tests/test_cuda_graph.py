@@ -89,6 +89,7 @@ JOBS: list[tuple[dict[str, Any], list[Item]]] = [
 ]
 
 
+@pytest.mark.long
 def test_pictures_are_those_without_a_graph(
     tiny: LatentDiffusion, recorders: dict[Any, Recorder], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,6 +170,7 @@ def test_a_recording_that_fails_costs_one_line_and_no_picture(
     assert line.endswith("steps may be slower: operation not permitted when stream is capturing")
 
 
+@pytest.mark.long
 def test_recordings_are_bounded_and_made_only_where_they_pay(filled: Any) -> None:
     unet = filled(UNet(block_out_channels=(32,), attention_levels=False, head_channels=16, layers_per_block=1)).eval()
     recorder, t = Recorder(unet, Trace), torch.tensor([5.0])

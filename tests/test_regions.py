@@ -53,6 +53,7 @@ def test_scenes_compiles_whole_and_once_for_prompts_steps_and_guidance(fresh: No
     assert counters["stats"]["unique_graphs"] == compiled
 
 
+@pytest.mark.long
 def test_edits_of_compiled_blocks_hold(fresh: None) -> None:
     plain, model = load("scenes"), load("scenes")
     compile_regions(model.unet, backend="eager")
@@ -62,6 +63,7 @@ def test_edits_of_compiled_blocks_hold(fresh: None) -> None:
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-5)
 
 
+@pytest.mark.long
 def test_kernels_give_the_numbers_of_the_block(fresh: None) -> None:
     torch.manual_seed(0)
     block = ResnetBlock(16, 32, 8, groups=4, eps=1e-5).eval()

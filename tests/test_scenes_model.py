@@ -59,6 +59,7 @@ def test_enlarged_pictures_are_true_to_the_small_ones_and_sharper_than_interpola
         assert sharpness(to_tensor(large)) > 1.1 * sharpness(to_tensor(small.resize((128, 128), Resampling.BICUBIC)))
 
 
+@pytest.mark.long
 def test_things_painted_into_renders_are_the_ones_asked_for(judge):
     asked, model = exchanges(10, seed=15), load("scenes-inpainting")
     pictures = paint(model, asked, 15, lambda: None, steps=10, sampler="dpmpp_2m")

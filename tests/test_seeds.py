@@ -56,6 +56,7 @@ def test_a_picture_of_scenes_is_the_same_alone_and_in_a_batch_of_8(scenes: Any, 
         assert (together[i] - alone).norm() <= 1e-5 * alone.norm()
 
 
+@pytest.mark.long
 def test_20_and_40_steps_of_scenes_draw_one_picture(scenes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """For the same starting noise; with other noise in the steps, it is another picture."""
     items = [

@@ -79,6 +79,7 @@ def test_the_names_of_midas_and_of_hugging_face(filled: Callable[..., Any], smal
         assert all(torch.equal(back[name], tensor) for name, tensor in estimator.state_dict().items())
 
 
+@pytest.mark.long
 def test_a_file_with_it_without_it_and_with_another_kind(
     filled: Callable[..., Any], small: dict[str, Any], tmp_path: Path
 ) -> None:

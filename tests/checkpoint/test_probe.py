@@ -114,6 +114,7 @@ def test_who_is_told_does_not_ask(
         ldm.load(path)
 
 
+@pytest.mark.long
 def test_conversion_asks_too_and_writes_the_answer_down(
     trained: Trained,
     family: str,

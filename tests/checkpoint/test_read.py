@@ -127,6 +127,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
+@pytest.mark.long
 def test_bombs_cost_little(tmp_path: Path) -> None:
     """Each is refused within two seconds of a processor, by one that may grow by 300 MB over what importing took."""
     for i, (make, _) in enumerate(BOMBS.values()):

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 HOOK = """
 import json, os, pathlib, sys
@@ -234,6 +236,7 @@ def bombs(folder: Path) -> None:
     (folder / "flood.safetensors").write_bytes(len(flood).to_bytes(8, "little") + flood)
 
 
+@pytest.mark.long
 def test_bombs_are_refused_in_bounded_memory_and_time(tmp_path: Path) -> None:
     bombs(tmp_path)
     code = """
@@ -269,6 +272,7 @@ print(json.dumps(found))
         assert is_named and megabytes <= 300 and seconds <= 2, name
 
 
+@pytest.mark.long
 def test_no_command_opens_a_socket(tmp_path: Path) -> None:
     """Of each kind: what draws, from nothing or a picture, what reads and writes weights, what trains, what judges."""
     code = """

@@ -185,6 +185,7 @@ def test_images_of_a_batch_do_not_meet(filled: Fill) -> None:
     torch.testing.assert_close(unet(x, t, context), alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 def test_compiles_to_one_graph(filled: Fill) -> None:
     unet = filled(UNet(**SMALL, y_dim=6))
     compiled = torch.compile(unet, backend="eager", fullgraph=True)

@@ -33,6 +33,7 @@ def benchmark(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
+@pytest.mark.long
 def test_every_row_says_something_and_both_sides_compute_the_same(tmp_path: Path) -> None:
     rows, plot = [*MOST, "guidance-1", "scaling", "load", *OF_A_GPU], tmp_path / "scaling.png"
     run = benchmark(*rows, *"--tiny --rounds 1 --json --folder".split(), str(tmp_path), "--plot", str(plot))
@@ -55,6 +56,7 @@ def test_every_row_says_something_and_both_sides_compute_the_same(tmp_path: Path
     assert "float32" in cast["what"] and cast["ours"] > least and cast["theirs"] > least and cast["floor"] > least
 
 
+@pytest.mark.long
 def test_rows_and_mistakes() -> None:
     listed = benchmark()
     assert [line.split()[0] for line in listed.stdout.splitlines()][-1].startswith("gpu-")

@@ -24,6 +24,7 @@ def chaos(*options: object) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.fault
 def test_a_batch_survives_being_killed(tiny_file: Path) -> None:
     found = chaos("batch", "--kills", 4, "--model", tiny_file, "--pictures", 6, "--size", 32)
@@ -31,6 +32,7 @@ def test_a_batch_survives_being_killed(tiny_file: Path) -> None:
     assert {name: found[name] for name in FAULTS} == dict.fromkeys(FAULTS, 0)
 
 
+@pytest.mark.long
 @pytest.mark.fault
 def test_a_training_survives_being_killed() -> None:
     found = chaos("train", "--kills", 3, "--steps", 20)

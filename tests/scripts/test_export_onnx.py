@@ -42,6 +42,7 @@ def pixels(path: str) -> np.ndarray[Any, Any]:
         return np.asarray(image).astype(int)
 
 
+@pytest.mark.long
 def test_scenes_is_drawn_with_as_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     monkeypatch.chdir(tmp_path)
     assert export("scenes", "--out", "graphs") == 0
@@ -93,6 +94,7 @@ def kin(name: str) -> dict[str, Any]:
     return tree
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name, exported",  # those of its graphs that scenes has not: seconds each
     [

@@ -47,6 +47,7 @@ def chosen(tiny_file: Path, txt2img: Run, monkeypatch: pytest.MonkeyPatch) -> Ch
     return choose
 
 
+@pytest.mark.long
 def test_what_does_not_fit_is_moved_and_cut(chosen: Chosen) -> None:
     """With just the memory that a way takes, it is chosen, or one before it that takes no more; less is a doubt. On a
     GPU parts are moved before the picture is cut; on a CPU there is nowhere to move them."""
@@ -67,6 +68,7 @@ def test_what_does_not_fit_is_moved_and_cut(chosen: Chosen) -> None:
     assert "may be too much" in choice.said(_fit.Choice())
 
 
+@pytest.mark.long
 def test_what_was_asked_for_stays(chosen: Chosen) -> None:
     for words, way in [
         (("--tile", 0, "--no-offload"), (0, False, False)),
@@ -91,6 +93,7 @@ def test_the_prediction_grows_as_the_network_does(chosen: Chosen) -> None:
     assert abs(demand.drawing(4) / peak.most - 1) < 0.01
 
 
+@pytest.mark.long
 def test_many_tiles_are_predicted_by_a_few(chosen: Chosen, monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest picture would take minutes otherwise. No less than what all tiles take, and not much more."""
     import _fit

@@ -20,6 +20,7 @@ from ldm.sampling import sample
 from ldm.settings import resolve
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", parity.FAMILIES)
 def test_we_compute_what_diffusers_computes(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     params, model = parity.skeleton(family, True)
@@ -39,6 +40,7 @@ def has_weights(module: nn.Module) -> bool:
     return any(not parameter.is_meta for parameter in module.parameters())
 
 
+@pytest.mark.long
 def test_a_difference_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     skeleton = parity.skeleton
 
@@ -69,6 +71,7 @@ def read(model: LatentDiffusion, theirs: Theirs) -> dict[str, Any]:
     return parity.prompts(model, *states(theirs.towers, tokens))
 
 
+@pytest.mark.long
 @torch.inference_mode()
 def test_the_step_where_the_refiner_takes_over_is_theirs() -> None:
     """Both hand over from base to refiner after 0.8 of 10 steps, and after 0.35, which is no whole step."""

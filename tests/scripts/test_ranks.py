@@ -44,6 +44,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.long
 def test_two_processes_draw_what_one_does(tmp_path: Path) -> None:
     """Five prompts in batches of two: the first process draws 0, 1 and 4, the second 2 and 3, after a picture that is
     there already; the first process alone tells of it."""
@@ -95,6 +96,7 @@ def test_batches_are_dealt_whole() -> None:
     assert shares == [[0, 1, 8, 9], [2, 3, 10, 11], [6, 7, 12]]
 
 
+@pytest.mark.long
 def test_torchrun_itself(tmp_path: Path) -> None:
     """The launcher's own words for who is who; each process draws one of the two prompts."""
     (tmp_path / "p.txt").write_text("a red cube\na cone\n")

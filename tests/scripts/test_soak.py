@@ -41,6 +41,7 @@ def test_memory_and_open_files_stay(tiny_file: Path, capsys: pytest.CaptureFixtu
     assert found["pictures"] == 60 and found["failed"] == found["files left open"] == 0 and found["growth, %"] < 2
 
 
+@pytest.mark.long
 def test_several_processes_share_a_folder(tiny_file: Path) -> None:
     found = run("soak.py", "folder", "--model", tiny_file, "--pictures", 24, "--processes", 4, "--size", 32)
     nothing = dict.fromkeys(("failed", "collisions", "lost", "unreadable", "leftovers"), 0)
@@ -79,6 +80,7 @@ def test_it_tells_what_is_wrong(tmp_path: Path, tiny_file: Path, monkeypatch: py
     assert grown([*range(30), *[100] * 60, *[200] * 10]) == (100, 200)
 
 
+@pytest.mark.long
 def test_some_of_everything_is_the_same_twice() -> None:
     found = run("twice.py", "--every", 20)
     assert found["in all"] == {"combinations": 4, "files": 4, "different": 0}

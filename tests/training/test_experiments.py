@@ -77,6 +77,7 @@ def autoencoder_tree(data):
     return node("AutoencoderExperiment", model=AUTOENCODER, data=data, recipe=RECIPE, crop=16, tries=2)
 
 
+@pytest.mark.long
 def test_autoencoder_learns_measures_its_scale_and_is_read_back(tmp_path, folder):
     run, reports = trained(tmp_path, tmp_path / "run", autoencoder_tree(folder), steps=60)
     losses = [report.update.loss for report in reports]

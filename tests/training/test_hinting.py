@@ -73,6 +73,7 @@ def trained(path, tree, steps=None, name="run"):
     return run, list(run.steps())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("tree", "hint"), [(UPSCALER, "LowResolutionHint"), (INPAINTER, "MaskHint")])
 def test_it_learns_previews_and_is_read_back(tmp_path, folder, tree, hint):
     recipe = {**RECIPE, "params": {**RECIPE["params"], "batch_size": 8, "preview_every": 50}}

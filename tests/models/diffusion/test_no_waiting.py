@@ -21,6 +21,7 @@ from ldm.noise import BrownianNoise
 
 pytestmark = pytest.mark.usefixtures("no_grad")
 SCHEDULE = NoiseSchedule()
+STEPS = 3
 
 
 class Waits(TorchDispatchMode):
@@ -57,7 +58,7 @@ def cond(tokens: int = 5) -> Conditioning:
 
 def walk(denoise: Any, sampler: str, **options: Any) -> list[str]:
     function, spacing = SAMPLERS[sampler]
-    sigmas, waits = SPACINGS[spacing](SCHEDULE, 4), Waits()
+    sigmas, waits = SPACINGS[spacing](SCHEDULE, STEPS), Waits()
     if sampler in ("euler", "heun", "dpm_2"):
         options["s_churn"] = 1.0
     with waits:
@@ -80,11 +81,11 @@ def test_who_reads_is_found(denoiser: Denoiser) -> None:
     def waits(x: Tensor, sigma: Tensor) -> Tensor:
         return x * sigma.float().to(x.device)
 
-    assert len(walk(waits, "ddim")) == 4
+    assert len(walk(waits, "ddim")) == STEPS
 
 
 def test_neither_do_guidance_and_what_else_is_around_a_denoiser(denoiser: Denoiser) -> None:
-    sigmas = SPACINGS["uniform"](SCHEDULE, 4)
+    sigmas = SPACINGS["uniform"](SCHEDULE, STEPS)
     unet = denoiser.unet
     assert isinstance(unet, UNet)
     perturbed = Away(cond(), [1.0, 2.0], edit=lambda rows: identity_attention(unet, rows=rows))

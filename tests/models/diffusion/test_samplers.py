@@ -214,6 +214,7 @@ def test_defaults(name):
     assert {one.name: one.default for one in options} == DEFAULTS.get(name, {"eta": 1, "s_noise": 1})
 
 
+@pytest.mark.long
 def test_n_steps_and_n_calls_for_every_n():
     calls = 0
 
