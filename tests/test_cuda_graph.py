@@ -100,6 +100,7 @@ def test_pictures_are_those_without_a_graph(
         same(found, draw(tiny, *items, **how))
 
 
+@pytest.mark.long
 def test_one_recording_serves_all_jobs_of_a_shape(tiny: LatentDiffusion, recorders: dict[Any, Recorder]) -> None:
     for how, items in JOBS[:3]:
         draw(tiny, *items, **how)
@@ -108,6 +109,7 @@ def test_one_recording_serves_all_jobs_of_a_shape(tiny: LatentDiffusion, recorde
     assert Trace.made == 2
 
 
+@pytest.mark.long
 def test_two_networks_have_a_recording_each(tiny: LatentDiffusion, recorders: dict[Any, Recorder]) -> None:
     other = build(load_config(Path(__file__).parent / "tiny.yaml"), "tiny.yaml", expected=LatentDiffusion).eval()
     item = Item("a red cube", "fog", 1)
@@ -116,6 +118,7 @@ def test_two_networks_have_a_recording_each(tiny: LatentDiffusion, recorders: di
     assert not torch.equal(together, draw(tiny, item))
 
 
+@pytest.mark.long
 def test_weights_that_change_in_place_are_heard(tiny: LatentDiffusion, recorders: dict[Any, Recorder]) -> None:
     item = Item("a red cube", "fog", 1)
     before = draw(tiny, item)
@@ -129,6 +132,7 @@ def test_weights_that_change_in_place_are_heard(tiny: LatentDiffusion, recorders
     assert recorder.weights != Recorder(tiny.unet, Trace).weights
 
 
+@pytest.mark.long
 def test_whoever_watches_is_called_in_every_step(tiny: LatentDiffusion, recorders: dict[Any, Recorder]) -> None:
     layer, seen, item = tiny.unet.mid_block.attentions[0].transformer_blocks[0].attn1, [], Item("a red cube", "fog", 1)
     plain = draw(tiny, item, steps=3, sampler="ddim")

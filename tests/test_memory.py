@@ -86,6 +86,7 @@ def test_what_is_too_large_alone_is_a_sentence_and_what_was_finished_stays(short
     assert found == [3] and "\n" not in str(caught.value)
 
 
+@pytest.mark.long
 def test_a_decoder_goes_on_in_tiles(made: Any, short: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "SMALLEST_TILE", 2)
     whole, said = draw(made), list[str]()

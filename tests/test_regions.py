@@ -38,6 +38,7 @@ def draw(model: Any, prompt: str, seed: int = 0, **wishes: Any) -> Tensor:
         return list(sample(model, [Item(prompt, "fog", seed)], settings))[-1].x
 
 
+@pytest.mark.long
 def test_scenes_compiles_whole_and_once_for_prompts_steps_and_guidance(fresh: None) -> None:
     """With dynamo alone, whose part this is; fullgraph makes a break an error."""
     plain, model = load("scenes"), load("scenes")

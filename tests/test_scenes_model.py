@@ -73,6 +73,7 @@ def sharpness(pixels):
     return steps.topk(len(steps) // 100).values.mean()
 
 
+@pytest.mark.long
 def test_judge_is_right_about_renders(judge):
     scenes, _ = fresh_prompts(60, seed=11)
     shares = accuracy(scenes, judge.look(as_pixels(torch.stack([as_bytes(render(scene)) for scene in scenes]))))

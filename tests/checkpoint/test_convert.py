@@ -94,6 +94,7 @@ def test_what_another_process_has_made_meanwhile_stays(
     assert theirs.read_text() == "theirs" and len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.long
 def test_what_may_be_chosen(miniature: Callable[[int], dict[str, Any]], script: Script, tmp_path: Path) -> None:
     """Which UNet, what it predicts, and from a folder which files: as for load."""
     tree, main = miniature(1), script("convert").main

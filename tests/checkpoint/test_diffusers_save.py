@@ -83,6 +83,7 @@ def theirs_text(folder: Path, encoder: TextEncoder) -> tuple[Tensor, Tensor | No
     return torch.cat(states, dim=2), pooled
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", PIPELINES)
 def test_diffusers_computes_the_same_and_we_read_the_same_bits(
     family: str, miniature_folder: Callable[..., Any], relative_error: Callable[..., float], no_grad: None
@@ -160,6 +161,7 @@ def test_a_whole_pipeline_varies_pictures_offline(
     assert z.isfinite().all() and z.std() > 0
 
 
+@pytest.mark.long
 def test_a_folder_of_unclip_without_all_of_its_parts(miniature_folder: Callable[..., Any]) -> None:
     tree, model, folder = miniature_folder("sd-v2-unclip")
     statistics, tower = folder / "image_normalizer", folder / "image_encoder"

@@ -135,6 +135,7 @@ def test_a_part_alone(model: LatentDiffusion, tmp_path: Path) -> None:
         load_module.load_part(path, OpenCLIPTextEncoder)
 
 
+@pytest.mark.long
 def test_building_on_meta_is_cheap() -> None:
     """Neither memory nor torch's compiler, which takes seconds to import."""
     code = (

@@ -80,6 +80,7 @@ def test_the_network_tells(trained: Trained, truth: str, said: str) -> None:
     assert share == pytest.approx({"eps": 1.0, "v": 0.068, "x0": 0.0}[truth], abs=0.03)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("truth", "size"), [("eps", 512), ("v", 768)])
 def test_a_file_that_does_not_say_is_asked(
     trained: Trained, family: str, tmp_path: Path, truth: str, size: int
@@ -97,6 +98,7 @@ def test_a_file_that_does_not_say_is_asked(
     assert half.decode(torch.zeros(1, 4, 2, 2)).dtype == torch.float32
 
 
+@pytest.mark.long
 def test_who_is_told_does_not_ask(
     trained: Trained, family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +142,7 @@ def test_conversion_asks_too_and_writes_the_answer_down(
     assert scheduler["prediction_type"] == "v_prediction"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("truth", ["eps", "v"])
 def test_the_report_asks_too(trained: Trained, family: str, tmp_path: Path, truth: str) -> None:
     path = write(trained(truth), tmp_path / "model.safetensors")

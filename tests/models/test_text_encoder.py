@@ -199,6 +199,7 @@ def test_config_checks_the_choice_of_layer() -> None:
         build({"target": "OpenCLIPTextEncoder", "params": {**SMALL, "layer": "penultimat"}})
 
 
+@pytest.mark.long
 def test_a_tower_costs_no_heavy_import() -> None:
     code = (
         "import json, sys\nfrom ldm.models.text_encoder import OpenCLIPTextEncoder as T\n"

@@ -74,6 +74,7 @@ def test_the_network_is_as_before_after_an_error() -> None:
     assert all("forward" not in module.__dict__ for module in autoencoder.modules())
 
 
+@pytest.mark.long
 def test_the_shipped_autoencoder_in_tiles() -> None:
     """Four scenes of 128 x 128 in tiles of 64. Exact tiles are the picture, to a thousandth of a gray level. Blended
     ones are off by 4 of 255 on average, as each has group norms of its own, but nowhere by a step that would show: 7

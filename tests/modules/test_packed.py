@@ -21,6 +21,7 @@ from ldm.modules.packed import Packed, PackedGEGLU, is_packable, pack, unpack
 from ldm.modules.unet import UNet
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_grad")
 @pytest.mark.parametrize("name", ["sd-v1", "sd-v2", "sdxl-base", "sd-x4-upscaler", "ldm-ffhq"])
 def test_agrees_with_the_original(

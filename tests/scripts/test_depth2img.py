@@ -38,6 +38,7 @@ def pixels(path: str) -> bytes:
         return image.tobytes()
 
 
+@pytest.mark.long
 def test_from_noise_and_from_a_picture_and_again(depth2img: Run, capsys: Capture) -> None:
     assert depth2img(*GIVEN, "--depth", "depth.png") == 0
     assert depth2img(*GIVEN, "--depth", "other.png") == 0
@@ -99,6 +100,7 @@ ESTIMATOR = {"width": 16, "heads": 2, "layers": 2, "hooks": [0, 1], "stem_channe
 ESTIMATOR |= {"stage_depths": [1, 1, 1], "norm_num_groups": 4, "positions": 4}
 
 
+@pytest.mark.long
 def test_a_file_that_holds_the_network_for_depth_needs_no_map(
     depth2img: Run, make_tiny: Callable[..., Path], capsys: Capture
 ) -> None:

@@ -164,6 +164,7 @@ def test_a_full_disk(txt2img: Run, monkeypatch: pytest.MonkeyPatch, capsys: Capt
     assert contents("full") == whole
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("extra", [(), ("--save-intermediates", 1)], ids=["plain", "with intermediates"])
 def test_little_memory_is_a_line_and_resumes(
     txt2img: Run, monkeypatch: pytest.MonkeyPatch, capsys: Capture, extra: tuple[Any, ...]

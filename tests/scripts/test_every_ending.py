@@ -119,6 +119,7 @@ def test_a_model_that_is_not_there_is_said_before_the_long_runs(
         assert said.startswith("error: ") and said.count("\n") == 1 and ("no.safetensors" in said or "33" in said)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "command",
     ["inspect_checkpoint.py {model} --json", "benchmark.py", "txt2img.py --model {model} --prompt a --explain"],

@@ -82,6 +82,7 @@ def test_an_adaptive_sampler_makes_as_many_calls_as_it_needs(txt2img: Run, capsy
     assert "3 × 32x32 pixels, 1 at once" in out and "? × 2 rows, 16 states each" in out and "chosen 1 at once" in out
 
 
+@pytest.mark.long
 def test_a_published_family_by_name(txt2img: Run, capsys: Capture) -> None:
     """sd-v1, whose weights are nowhere here: 860 million in the network, 123 and 84 in tower and autoencoder."""
     assert txt2img("--model", "sd-v1", "--explain", "--prompt", "a " * 80, "--precision", "fp16", "--steps", 2) == 0

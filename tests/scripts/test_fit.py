@@ -118,6 +118,7 @@ def test_many_tiles_are_predicted_by_a_few(chosen: Chosen, monkeypatch: pytest.M
     assert seen[2:] == [(8, 8)] and whole <= few <= 2 * whole
 
 
+@pytest.mark.long
 def test_as_many_at_once_as_fit(txt2img: Run, chosen: Chosen, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     """Five of eight fit: two batches of four, and the pictures of one at a time to a gray level."""
     import _fit
@@ -164,6 +165,7 @@ def test_batches_are_full_whatever_is_in_them(txt2img: Run, monkeypatch: pytest.
     assert sum(rows) == 2 * 2 * 7
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("exact", [False, True])
 def test_tiles_are_written_down_and_reproduced(txt2img: Run, img2img: Run, capsys: Capture, exact: bool) -> None:
     words = ("--tile", 32, *(("--exact-tiles",) if exact else ()))
@@ -197,6 +199,7 @@ def test_mistakes(txt2img: Run, capsys: Capture, words: tuple[object, ...], sent
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_explain_tells_what_is_chosen(txt2img: Run, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     import _fit
 

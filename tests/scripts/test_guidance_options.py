@@ -22,6 +22,7 @@ def pixels(path: str | Path) -> bytes:
         return image.tobytes()
 
 
+@pytest.mark.long
 def test_everything_at_once_is_reproduced(txt2img: Run, make_tiny: Callable[..., Path], capsys: Capture) -> None:
     worse = make_tiny("worse", {"layers_per_block": 2})
     options = (

@@ -33,6 +33,7 @@ def test_every_sheet_has_a_row_for_each_setting(
     assert "none.safetensors" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_stopped_one_goes_on_and_no_other_does(
     tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,6 +74,7 @@ def test_a_page_that_is_not_there_and_one_without_a_place(look, tmp_path, capsys
     assert (tmp_path / "page.md").read_text() == "no markers"
 
 
+@pytest.mark.long
 def test_a_stopped_one_goes_on(look, tmp_path, monkeypatch):
     words = ("--samplers", "heun", "euler_ancestral", "--steps", 2, 3, "--converged", 4)
     assert look(*words) == 0

@@ -37,6 +37,7 @@ def test_the_fastest_of_those_that_are_safe() -> None:
     assert len({line.count("|") for line in lines}) == 1
 
 
+@pytest.mark.long
 def test_settings_of_a_model_are_found_and_drawn_with(
     tiny_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

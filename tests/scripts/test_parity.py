@@ -55,6 +55,7 @@ def test_a_difference_is_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert f"| {parity.PIXELS}" in table and "few channels" in table and "peak memory" in table
 
 
+@pytest.mark.long
 def test_another_size_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert parity.main(["sd-v1", "--small", "--size", "64", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)

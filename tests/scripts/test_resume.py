@@ -57,6 +57,7 @@ EXTRA: dict[str, tuple[object, ...]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("extra", EXTRA.values(), ids=EXTRA)
 def test_whatever_is_missing_comes_back_bit_for_bit(txt2img: Run, extra: tuple[object, ...]) -> None:
     assert txt2img(*SIX, *extra, "--outdir", "whole") == 0

@@ -10,6 +10,7 @@ import roundtrip
 import torch
 
 
+@pytest.mark.long
 def test_every_step_of_a_small_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert roundtrip.main(["sd-v2", "--small", "--folder", str(tmp_path / "new")]) == 0
     table = capsys.readouterr().out
@@ -22,12 +23,14 @@ def test_every_step_of_a_small_file(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "is not empty; give another" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_family_before_clip_is_loaded_by_diffusers_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert roundtrip.main(["ldm-ffhq-vq4", "--small"]) == 0
     table = capsys.readouterr().out
     assert "UNet2DModel: " in table and "VQModel: " in table
 
 
+@pytest.mark.long
 def test_a_tensor_that_does_not_come_back(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

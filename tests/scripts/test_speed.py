@@ -50,6 +50,7 @@ def test_a_kernel_that_is_not_there_is_one_sentence(txt2img: Run, capsys: Captur
     assert not list(Path().rglob("*.png"))
 
 
+@pytest.mark.long
 def test_compile_is_for_every_network_and_is_recorded(txt2img: Run, tiny_file: Path, monkeypatch: Any) -> None:
     import _speed
 
@@ -107,6 +108,7 @@ print(mapped_apart() >= 1 << 26, keep_freed_memory(), mapped_apart(), mallinfo2(
 """
 
 
+@pytest.mark.long
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
 def test_freed_memory_is_kept_for_the_next_tensor() -> None:
     """A large tensor has a mapping of its own at first; then it comes from the heap, and what it leaves stays there."""

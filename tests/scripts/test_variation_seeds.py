@@ -19,6 +19,7 @@ def pixels(path: str) -> bytes:
         return image.tobytes()
 
 
+@pytest.mark.long
 def test_variations_and_their_record(txt2img: Run, capsys: Capture) -> None:
     vary = (*DRAW, "--variation_seed", 70, "--variation-strength", 0.4)
     assert txt2img(*vary, "--n_samples", 2, "--skip-grid") == 0

@@ -62,6 +62,7 @@ def pixels(path: str) -> bytes:
         return image.tobytes()
 
 
+@pytest.mark.long
 def test_a_refiner_and_sizes(txt2img: Run, base: Path, refiner: Path, capsys: Capture) -> None:
     draw = (*DRAW, "--model", base, "--original-size", "512x640", "--crop", "16,8")
     assert txt2img(*draw, "--refiner", refiner, "--refine_at", 0.4) == 0
@@ -83,6 +84,7 @@ def test_a_refiner_and_sizes(txt2img: Run, base: Path, refiner: Path, capsys: Ca
     assert "--refiner other.safetensors: not the file that drew outputs/00000-0.png" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("option", "part"), [("--vae", "autoencoder."), ("--text-encoder", "text_encoder.")])
 def test_a_part_from_another_file(txt2img: Run, tiny_file: Path, capsys: Capture, option: str, part: str) -> None:
     other = changed(tiny_file, "", "other.safetensors")  # everything in it differs, and one part is taken

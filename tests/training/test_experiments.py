@@ -103,6 +103,7 @@ def test_a_decoder_that_learns_alone_leaves_latents_as_they_are(tmp_path, folder
     assert not torch.allclose(a.decode(z), b.decode(z))
 
 
+@pytest.mark.long
 def test_diffusion_takes_its_parts_from_files_and_draws(tmp_path, folder):
     run, _ = trained(tmp_path, tmp_path / "autoencoder", autoencoder_tree(folder))
     autoencoder = run.save()
@@ -255,6 +256,7 @@ def test_reading_right_has_no_loss_and_swapped_things_do():
     assert read_right(words.flip(0), sky, nouns, [scene]) == (0.0, 0.0)
 
 
+@pytest.mark.long
 def test_a_thing_is_asked_for_at_the_noun_that_first_names_it():
     nouns = {word for shape in SHAPES for word in SYNONYMS.get(shape, (shape,))}
     for seed in range(100):

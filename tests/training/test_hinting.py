@@ -126,6 +126,7 @@ def test_masks_are_of_every_kind():
     assert 0.2 < shares.median() < 0.6 and torch.equal(masks[7], draw_mask(32, 48, 7))
 
 
+@pytest.mark.long
 def test_parts_come_out_of_a_whole_models_file(tmp_path, folder):
     run, _ = trained(tmp_path, node("DiffusionExperiment", model=model(), data=folder, recipe=RECIPE))
     file = str(run.save())

@@ -84,6 +84,7 @@ def test_who_reads_is_found(denoiser: Denoiser) -> None:
     assert len(walk(waits, "ddim")) == STEPS
 
 
+@pytest.mark.long
 def test_neither_do_guidance_and_what_else_is_around_a_denoiser(denoiser: Denoiser) -> None:
     sigmas = SPACINGS["uniform"](SCHEDULE, STEPS)
     unet = denoiser.unet
