@@ -83,7 +83,7 @@ def main() -> int:
 
 def draw(options: argparse.Namespace) -> None:
     from _device import find_device
-    from _kept import Kept, request
+    from _kept import kept, request
 
     import ldm
     from ldm.files import usable_folder
@@ -95,16 +95,15 @@ def draw(options: argparse.Namespace) -> None:
     model = ldm.load(options.model, device=device)
     worse = worsened(model) if options.worse is None else ldm.load(options.worse, device=device)
     asked = request(options, device, "model", "worse", steps=options.steps, seed=options.seed)
-    drawn = Kept(folder, asked, options.resume)
-    for name in options.only:
-        rows = []
-        for caption, how in SHEETS[name]:  # a row may be in several sheets
-            kept = drawn.tensors(caption, lambda how=how: pictures(model, worse, how, options.steps, options.seed))
-            rows.append(captioned(grid(to_images(kept["pixels"]), len(PROMPTS)), caption))
-        sheet = grid(rows, 1).point(lambda value: value & 0xFE)  # the last bit is noise that no PNG makes smaller
-        write_png(sheet, folder / f"{name}.png")
-        print(folder / f"{name}.png")
-    drawn.finish()
+    with kept(folder, asked, options.resume) as drawn:
+        for name in options.only:
+            rows = []
+            for caption, how in SHEETS[name]:  # a row may be in several sheets
+                row = drawn.tensors(caption, lambda how=how: pictures(model, worse, how, options.steps, options.seed))
+                rows.append(captioned(grid(to_images(row["pixels"]), len(PROMPTS)), caption))
+            sheet = grid(rows, 1).point(lambda value: value & 0xFE)  # the last bit is noise that no PNG makes smaller
+            write_png(sheet, folder / f"{name}.png")
+            print(folder / f"{name}.png")
 
 
 def pictures(

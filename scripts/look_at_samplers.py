@@ -12,7 +12,7 @@ import _installed  # noqa: F401
 import torch
 from _device import find_device
 from _ending import ended
-from _kept import Kept, request
+from _kept import Kept, kept, request
 from _sampler_figures import (
     CHECK,
     DETERMINISTIC,
@@ -76,21 +76,20 @@ def look(options: argparse.Namespace) -> None:
     device = find_device(options.device)
     model = ldm.load(options.model, device=device)
     asked = request(options, device, "model", pictures=options.pictures, seed=options.seed)
-    kept = Kept(folder, asked, options.resume)
-    drawn, doubt = draw_all(model, options, kept)
-    own = [one for one in drawn if one.spacing == options.spacing]
-    with atomic(folder / "grid.jpg") as out:
-        sheet(own, options.samplers, options.steps).save(out, format="JPEG", quality=88)
-    with atomic(folder / "error.png") as out:
-        plot(own).savefig(out, format="png", dpi=100)
-    written = figures(own, doubt, options, model.guidance_scale) + respaced(drawn)
-    with atomic(page) as out:
-        out.write("\n".join([before + BEGIN, "", *written, "", END + after]).encode())
-    kept.finish()
+    with kept(folder, asked, options.resume) as so_far:
+        drawn, doubt = draw_all(model, options, so_far)
+        own = [one for one in drawn if one.spacing == options.spacing]
+        with atomic(folder / "grid.jpg") as out:
+            sheet(own, options.samplers, options.steps).save(out, format="JPEG", quality=88)
+        with atomic(folder / "error.png") as out:
+            plot(own).savefig(out, format="png", dpi=100)
+        written = figures(own, doubt, options, model.guidance_scale) + respaced(drawn)
+        with atomic(page) as out:
+            out.write("\n".join([before + BEGIN, "", *written, "", END + after]).encode())
     print(*written, "", page, folder / "grid.jpg", folder / "error.png", sep="\n")
 
 
-def draw_all(model: LatentDiffusion, options: argparse.Namespace, kept: Kept) -> tuple[list[Drawn], float]:
+def draw_all(model: LatentDiffusion, options: argparse.Namespace, so_far: Kept) -> tuple[list[Drawn], float]:
     """All that is looked at, and how far the reference is from another sampler's picture of half as many steps.
 
     Where noise is added there is nothing to measure, and only the first picture is drawn.
@@ -105,7 +104,7 @@ def draw_all(model: LatentDiffusion, options: argparse.Namespace, kept: Kept) ->
 
     def draw(items: Sequence[Item], sampler: str, steps: int, spacing: str | None) -> Drawn:
         name = f"{sampler}, {steps} steps, {spacing or 'own'} spacing, {len(items)}"
-        one = kept.tensors(name, lambda: drawn_by(model, items, sampler, steps, spacing))
+        one = so_far.tensors(name, lambda: drawn_by(model, items, sampler, steps, spacing))
         return Drawn(sampler, steps, int(one["calls"]), one["pixels"], spacing)
 
     with tqdm(total=options.converged * 3 // 2 + sum(steps for _, steps, _ in jobs), unit="step") as bar:

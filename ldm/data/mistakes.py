@@ -36,8 +36,7 @@ def mistaken(scene: Scene, rng: random.Random) -> Scene:
     else:
         i, name = rng.randrange(len(things)), rng.choice(list(ATTRIBUTES))
         others = [value for value in ATTRIBUTES[name] if value != getattr(things[i], name)]
-        change: dict[str, Any] = {name: rng.choice(others)}
-        things[i] = replace(things[i], **change)
+        things[i] = _altered(things[i], name, rng.choice(others))
     return replace(scene, things=tuple(things))
 
 
@@ -48,11 +47,14 @@ def _mixed(things: list[Thing], rng: random.Random) -> list[Thing] | None:
     if not ways:
         return None
     i, j, name = rng.choice(ways)
-    mixed, swapped = list(things), {i: getattr(things[j], name), j: getattr(things[i], name)}
-    for k, value in swapped.items():
-        change: dict[str, Any] = {name: value}
-        mixed[k] = replace(mixed[k], **change)
+    mixed = list(things)
+    mixed[i], mixed[j] = (_altered(things[a], name, getattr(things[b], name)) for a, b in ((i, j), (j, i)))
     return mixed
+
+
+def _altered(thing: Thing, name: str, value: str) -> Thing:
+    change: dict[str, Any] = {name: value}
+    return replace(thing, **change)
 
 
 def _differ(a: Thing, b: Thing, name: str) -> bool:

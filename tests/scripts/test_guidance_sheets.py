@@ -13,6 +13,7 @@ from _ending import ended
 from PIL import Image
 from torch import Tensor
 
+from ldm.files import claimed
 from ldm.guidance import Guidance
 
 
@@ -56,6 +57,9 @@ def test_a_stopped_one_goes_on_and_no_other_does(
     assert not list((tmp_path / "stopped").glob("*.png"))
     assert run("stopped", "--seed", "1") == 2
     assert "seed was 0, and is 1 here" in capsys.readouterr().err
+    with claimed(tmp_path / "stopped" / ".unfinished.claim"):
+        assert run("stopped") == 2
+    assert "is being drawn to just now" in capsys.readouterr().err
     drawn.pop()  # one more may be drawn, and one more is missing
     assert run("stopped") == 0 and len(drawn) == 2
     one, other = (sorted((tmp_path / folder).rglob("*")) for folder in ("whole", "stopped"))
