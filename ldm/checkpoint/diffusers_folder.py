@@ -41,9 +41,9 @@ PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # before 2023-05
 
 
-def read_any(path: str | Path, variant: str | None = None) -> Weights:
-    """A file or a diffusers folder, as it is."""
-    return read_folder(Path(path), variant) if Path(path).is_dir() else read(path)
+def read_any(path: str | Path, variant: str | None = None, *, verify: bool = True) -> Weights:
+    """A file or a diffusers folder, as it is. verify: as in `read`; a folder has no checksums."""
+    return read_folder(Path(path), variant) if Path(path).is_dir() else read(path, verify=verify)
 
 
 def read_folder(path: Path, variant: str | None = None) -> Weights:

@@ -153,9 +153,10 @@ def outline(
     path = weights_path(name_or_path)
     if config is None and not path.exists() and str(name_or_path) in shipped_configs():
         config = str(name_or_path)
-    weights = Weights({}) if config is not None and not path.exists() else _read_model(path, variant)
+    is_there = config is None or path.exists()
+    weights = _read_model(path, variant, verify=False) if is_there else Weights({})
     tree, source = find_config(weights, path, config, parameterization)
-    tower = weights if text_encoder is None else _read(weights_path(text_encoder), None)
+    tower = weights if text_encoder is None else _read(weights_path(text_encoder), None, verify=False)
     tree = with_cut_tower(tree, tower, source)
     with on_meta():
         model = build(tree, source, expected=LatentDiffusion)
@@ -205,16 +206,16 @@ def weights_path(name_or_path: str | Path) -> Path:
     return PACKAGE / "assets" / f"{name_or_path}.safetensors" if name_or_path in SHIPPED else Path(name_or_path)
 
 
-def _read(path: Path, variant: str | None) -> Weights:
+def _read(path: Path, variant: str | None, *, verify: bool = True) -> Weights:
     """CheckpointError for what is neither a model nor a part of one."""
-    weights = read_any(path, variant)
+    weights = read_any(path, variant, verify=verify)
     if what := stranger(weights.tensors):
         raise CheckpointError(f"{path}: this is {what}")
     return Weights(layouts.unwrapped(weights.tensors), weights.metadata)
 
 
-def _read_model(path: Path, variant: str | None) -> Weights:
-    weights = _read(path, variant)
+def _read_model(path: Path, variant: str | None, *, verify: bool = True) -> Weights:
+    weights = _read(path, variant, verify=verify)
     if what := lone_part(weights.tensors):
         raise CheckpointError(f"{path}: this is {what}")
     return weights

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ldm.checkpoint import checksums
-from ldm.checkpoint.load import SHIPPED, weights_path
+from ldm.checkpoint.load import SHIPPED, load, outline, weights_path
 from ldm.checkpoint.read import CheckpointError, read
 from ldm.checkpoint.write import DTYPES, write
 
@@ -87,6 +87,17 @@ def test_the_damaged_tensors_are_named(tmp_path: Path, tensors: dict[str, Tensor
     path.write_bytes(whole[:-16] + whole[-8:] + whole[-16:-8])  # a swap, which no sum would see
     with pytest.raises(CheckpointError, match="is not what was written"):
         read(path)
+
+
+def test_an_outline_reads_no_weight_but_holds_the_header_to_its_checksum(tmp_path: Path) -> None:
+    path, whole = tmp_path / "a.safetensors", weights_path("scenes-x4").read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert outline(path).image_size == outline("scenes-x4").image_size
+    with pytest.raises(CheckpointError, match="is not what was written"):
+        load(path)
+    path.write_bytes(whole.replace(b"image_size", b"image_sise", 1))
+    with pytest.raises(CheckpointError, match="its header is not what was written"):
+        outline(path)
 
 
 @pytest.mark.parametrize("gone", ["checksums", "checked"])

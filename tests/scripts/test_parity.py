@@ -20,6 +20,11 @@ from ldm.sampling import sample
 from ldm.settings import resolve
 
 
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parity, "STEPS", 4)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("family", parity.FAMILIES)
 def test_we_compute_what_diffusers_computes(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
