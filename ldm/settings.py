@@ -26,8 +26,8 @@ MAX_STEPS = 1000
 
 
 class Wishes(TypedDict, total=False):
-    """What may be asked for. Not given, or None: the default of the model (size, guidance scale, sampler), of
-    the sampler (spacing, eta), or what is written beside it."""
+    """What may be asked for. Not given, or None: the default of the model (size, guidance scale, sampler with its eta),
+    of a sampler that is given (eta), of either (spacing), or what is written beside it."""
 
     height: int | None  # pixels
     width: int | None
@@ -123,7 +123,7 @@ def resolve(model: LatentDiffusion, strength: float | None = None, **wishes: Unp
         steps=_steps(model, wishes.get("steps") if own is None else len(own)),
         sampler=sampler,
         spacing=spacing if own is None else None,
-        eta=_eta(sampler, wishes.get("eta")),
+        eta=_eta(sampler, wishes.get("eta"), own=None if wishes.get("sampler") else model.eta),
         guidance_scale=_scale(model, guidance, wishes.get("guidance_scale")),
         strength=strength,
         original_size=_pixels(model, "original_size", wishes.get("original_size"), 1),
@@ -168,16 +168,16 @@ def _steps(model: LatentDiffusion, steps: int | None) -> int:
     return steps
 
 
-def _eta(sampler: str, eta: float | None) -> float | None:
-    """None is the sampler's own; only one without, which is never random, keeps it."""
+def _eta(sampler: str, eta: float | None, own: float | None) -> float | None:
+    """None is the model's own, or else the sampler's; only one without, which is never random, keeps it."""
     parameter = inspect.signature(SAMPLERS[sampler][0]).parameters.get("eta")
     if parameter is None:
         if eta is not None:
             raise ValueError(f"eta is {eta:g}, but sampler {sampler} has none; leave it out or take ddim")
         return None
-    eta = parameter.default if eta is None else eta
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta is {eta}; it can be 0 (nothing random in a step) … 1")
+    eta = next(value for value in (eta, own, parameter.default) if value is not None)
+    if not 0 <= eta < math.inf:
+        raise ValueError(f"eta is {eta}; it can be 0 (nothing random in a step), 1 (the noise of the process) or more")
     return eta
 
 

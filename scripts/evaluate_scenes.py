@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import _installed  # noqa: F401
 from _ending import ended
 
 from ldm.files import check_writable
+
+if TYPE_CHECKING:
+    from ldm.settings import Settings
 
 
 def main() -> int:
@@ -22,6 +26,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of prompts and pictures (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--sampler", help="(default: the model's)")
+    parser.add_argument("--eta", type=float, help="the sampler's (default: the model's)")
     parser.add_argument("--spacing")
     parser.add_argument("--scale", type=float, help="guidance scale (default: the model's)")
     parser.add_argument("--batch-size", type=int, default=25)
@@ -49,13 +54,13 @@ def run(options: argparse.Namespace) -> str:
     from ldm.metrics.exchange import exchanges, paint
     from ldm.metrics.judge import Judge
     from ldm.png import write_png
+    from ldm.settings import resolve
 
     if options.plugin:
         load_plugin(options.plugin)
     model, judge = load(options.model, device=find_device(options.device)), load_part(options.judge, Judge)
     lay_out(model)
-    options.sampler = options.sampler or model.sampler
-    settings = {"steps": options.steps, "sampler": options.sampler, "spacing": options.spacing}
+    settings = {"steps": options.steps, "sampler": options.sampler, "eta": options.eta, "spacing": options.spacing}
     settings |= {"guidance_scale": options.scale, "batch_size": options.batch_size}
     with tqdm(total=options.prompts, desc="drawing", unit="image", dynamic_ncols=True) as bar:
         if options.inpaint:
@@ -66,14 +71,15 @@ def run(options: argparse.Namespace) -> str:
             report, pictures, _ = evaluate(model, judge, options.prompts, options.seed, bar.update, **settings)
     if options.sheet:
         write_png(grid(pictures[:64], columns=8), Path(options.sheet))
-    return json.dumps(report, indent=2) if options.json else table(report, options)
+    drawn_with = resolve(model, steps=options.steps, sampler=options.sampler, eta=options.eta)
+    return json.dumps(report, indent=2) if options.json else table(report, options, drawn_with)
 
 
-def table(report: dict[str, dict[str, float]], options: argparse.Namespace) -> str:
+def table(report: dict[str, dict[str, float]], options: argparse.Namespace, drawn_with: Settings) -> str:
     """Markdown, as it stands in the README."""
     lines = [
-        f"{options.prompts} {'exchanged things' if options.inpaint else 'fresh prompts'}, {options.steps} steps of "
-        f"{options.sampler}, seed {options.seed}.",
+        f"{options.prompts} {'exchanged things' if options.inpaint else 'fresh prompts'}, {drawn_with.steps} steps of "
+        f"{drawn_with.sampler}{'' if drawn_with.eta is None else f' at eta {drawn_with.eta:g}'}, seed {options.seed}.",
         "",
         "| right, in the judge's eyes | generated | rendered (the judge's own accuracy) |",
         "| --- | ---: | ---: |",

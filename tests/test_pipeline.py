@@ -194,6 +194,9 @@ def test_a_model_may_be_best_drawn_with_another_sampler(tiny: Any, monkeypatch: 
     monkeypatch.setattr(tiny, "sampler", "DPM++ 2M Karras")
     assert (resolve(tiny).sampler, resolve(tiny, sampler=None).spacing) == ("dpmpp_2m", "karras")
     assert resolve(tiny, sampler="heun").sampler == "heun"
+    monkeypatch.setattr(tiny, "sampler", "euler_ancestral")
+    monkeypatch.setattr(tiny, "eta", 1.5)
+    assert [resolve(tiny, **asked).eta for asked in ({}, {"eta": 0.3}, {"sampler": "euler_ancestral"})] == [1.5, 0.3, 1]
     monkeypatch.setattr(tiny, "sampler", "dimm")
     with pytest.raises(ValueError, match="there is no sampler 'dimm'; the nearest: ddim"):
         resolve(tiny)
@@ -250,6 +253,7 @@ def test_non_finite_numbers_are_named_not_drawn(own_tiny: Any) -> None:
         ({"sigmas": [7], "steps": 2}, "steps is 2, but a list of 1 noise levels is given"),
         ({"sigmas": [7], "rho": 2.0}, "rho is 2.0, but a list"),
         ({"eta": math.nan}, "eta is nan"),
+        ({"eta": -0.5}, r"eta is -0\.5; it can be 0 .* or more"),
         ({"guidance_scale": math.inf}, "guidance_scale is inf"),
         ({"seed": -1}, "seed -1"),
         ({"seed": 2**32 - 1, "num_images": 2}, "seed 4294967295 with 2 images"),

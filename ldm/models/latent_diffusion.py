@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 class LatentDiffusion(nn.Module):
     """Rombach et al. 2022 (arXiv:2112.10752). `denoiser` is made of `unet`, `schedule` and what the network predicts.
 
-    `image_size` (pixels), `guidance_scale` and `sampler` (a name) are what the model is best drawn with; any size works
-    that is a multiple of the autoencoder's downsample factor.
+    `image_size` (pixels), `guidance_scale` and `sampler` (a name) with its `eta` are what the model is best drawn with;
+    any size works that is a multiple of the autoencoder's downsample factor.
 
     zero_unconditional: a prompt that is not given is zeros, which SDXL was trained on, and not the text "".
     framing_embedding: makes `y` of the pooled text and the picture's framing (SDXL).
@@ -60,6 +60,7 @@ class LatentDiffusion(nn.Module):
         image_size: int = 512,
         guidance_scale: float = 7.5,
         sampler: str = "ddim",
+        eta: float | None = None,
         zero_unconditional: bool = False,
         framing_embedding: FramingEmbedding | None = None,
         low_resolution: NoiseAugmentation | None = None,
@@ -71,7 +72,8 @@ class LatentDiffusion(nn.Module):
         super().__init__()
         self.unet, self.autoencoder, self.text_encoder = unet, autoencoder, text_encoder
         self.schedule, self.parameterization = schedule, parameterization
-        self.image_size, self.guidance_scale, self.sampler = image_size, guidance_scale, sampler
+        self.image_size, self.guidance_scale = image_size, guidance_scale
+        self.sampler, self.eta = sampler, eta
         self.zero_unconditional = zero_unconditional
         self.framing_embedding, self.low_resolution = framing_embedding, low_resolution
         self.image_encoder, self.image_augmentation = image_encoder, image_augmentation

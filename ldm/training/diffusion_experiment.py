@@ -159,6 +159,7 @@ class DiffusionExperiment:
             old.image_size,
             old.guidance_scale,
             old.sampler,
+            old.eta,
             old.zero_unconditional,
             old.framing_embedding,
             old.low_resolution,

@@ -33,7 +33,6 @@ def benchmark(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
-@pytest.mark.long
 def test_every_row_says_something_and_both_sides_compute_the_same(tmp_path: Path) -> None:
     rows, plot = [*MOST, "guidance-1", "scaling", "load", *OF_A_GPU], tmp_path / "scaling.png"
     run = benchmark(*rows, *"--tiny --rounds 1 --json --folder".split(), str(tmp_path), "--plot", str(plot))
