@@ -79,6 +79,11 @@ class Settings:
     clip_skip: int = 1  # which states of the text tower: 1 is the family's own, 2 a layer before, …
 
     @property
+    def method(self) -> str:
+        """The sampler, in words."""
+        return f"{self.sampler} at eta {self.eta:g}" if self.eta else self.sampler
+
+    @property
     def sampler_options(self) -> dict[str, float]:
         """Keyword arguments for the sampler."""
         return {name: value for name in ("eta", *CHURNING) if (value := getattr(self, name)) is not None}

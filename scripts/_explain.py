@@ -105,7 +105,7 @@ def _levels(found: Outlines) -> Iterator[str]:
     settings = found.settings
     spacing = f"spacing {settings.spacing}" if settings.spacing else "levels of one's own"
     sigmas = settings.levels(found.model.schedule).tolist()
-    yield f"sigmas    {settings.sampled_steps} steps of {settings.sampler}, {spacing}"
+    yield f"sigmas    {settings.sampled_steps} steps of {settings.method}, {spacing}"
     shown = [f"{sigma:.4g}" for sigma in sigmas]
     yield from _wrapped("  " + "  ".join(shown), "  ")
     if found.refiner is not None:

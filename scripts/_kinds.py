@@ -54,7 +54,9 @@ def bare(kind: Callable[[str], int], value: int) -> Callable[[str], int]:
 
 def number(low: float, high: float, ends: bool = False) -> Callable[[str], float]:
     """With `ends`, low and high may be infinite and are numbers still."""
-    span = "a finite number, such as 7.5" if math.isinf(high) else f"{low:g} … {high:g}"
+    span = f"{low:g} … {high:g}"
+    if math.isinf(high):
+        span = "a finite number, such as 7.5" if math.isinf(low) else f"{low:g} or more"
 
     def convert(text: str) -> float:
         try:

@@ -61,7 +61,9 @@ def run(options: argparse.Namespace) -> str:
     model, judge = load(options.model, device=find_device(options.device)), load_part(options.judge, Judge)
     lay_out(model)
     settings = {"steps": options.steps, "sampler": options.sampler, "eta": options.eta, "spacing": options.spacing}
-    settings |= {"guidance_scale": options.scale, "batch_size": options.batch_size}
+    settings["guidance_scale"] = options.scale
+    drawn_with = resolve(model, **settings)
+    settings["batch_size"] = options.batch_size
     with tqdm(total=options.prompts, desc="drawing", unit="image", dynamic_ncols=True) as bar:
         if options.inpaint:
             asked = exchanges(options.prompts, options.seed)
@@ -71,7 +73,6 @@ def run(options: argparse.Namespace) -> str:
             report, pictures, _ = evaluate(model, judge, options.prompts, options.seed, bar.update, **settings)
     if options.sheet:
         write_png(grid(pictures[:64], columns=8), Path(options.sheet))
-    drawn_with = resolve(model, steps=options.steps, sampler=options.sampler, eta=options.eta)
     return json.dumps(report, indent=2) if options.json else table(report, options, drawn_with)
 
 
@@ -79,7 +80,7 @@ def table(report: dict[str, dict[str, float]], options: argparse.Namespace, draw
     """Markdown, as it stands in the README."""
     lines = [
         f"{options.prompts} {'exchanged things' if options.inpaint else 'fresh prompts'}, {drawn_with.steps} steps of "
-        f"{drawn_with.sampler}{'' if drawn_with.eta is None else f' at eta {drawn_with.eta:g}'}, seed {options.seed}.",
+        f"{drawn_with.method}, seed {options.seed}.",
         "",
         "| right, in the judge's eyes | generated | rendered (the judge's own accuracy) |",
         "| --- | ---: | ---: |",

@@ -196,6 +196,7 @@ def test_a_model_may_be_best_drawn_with_another_sampler(tiny: Any, monkeypatch: 
     assert resolve(tiny, sampler="heun").sampler == "heun"
     monkeypatch.setattr(tiny, "sampler", "euler_ancestral")
     monkeypatch.setattr(tiny, "eta", 1.5)
+    assert resolve(tiny).method == "euler_ancestral at eta 1.5"
     assert [resolve(tiny, **asked).eta for asked in ({}, {"eta": 0.3}, {"sampler": "euler_ancestral"})] == [1.5, 0.3, 1]
     monkeypatch.setattr(tiny, "sampler", "dimm")
     with pytest.raises(ValueError, match="there is no sampler 'dimm'; the nearest: ddim"):

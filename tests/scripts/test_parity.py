@@ -19,12 +19,6 @@ from ldm.refiner import Refiner
 from ldm.sampling import sample
 from ldm.settings import resolve
 
-
-@pytest.fixture(autouse=True)
-def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parity, "STEPS", 4)
-
-
 LONG = [pytest.param(family, marks=pytest.mark.long) for family in parity.FAMILIES[1:]]
 
 

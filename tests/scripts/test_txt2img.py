@@ -348,7 +348,7 @@ def test_a_failure_is_one_sentence_and_status_1(txt2img: Run, monkeypatch: pytes
         (("--prompt", "a", "--steps", "many"), "'many' is not a whole number"),
         (("--prompt", "a", "--scale", "nan"), "--scale: nan is out of range; give a finite number"),
         (("--prompt", "a", "--scale", "inf"), "--scale: inf is out of range"),
-        (("--prompt", "a", "--eta", "-1"), "--eta/--ddim-eta: -1 is out of range; give "),
+        (("--prompt", "a", "--eta", "-1"), "--eta/--ddim-eta: -1 is out of range; give 0 or more"),
         (("--prompt", "a", "--seed", "4294967296"), "--seed: 4294967296 is out of range"),
         (("--prompt", "a", "--seed", "4294967295", "--n_iter", "2"), "--seed: 4294967295 and the 1 after it"),
         (("--prompt", "a", "--plms", "--eta", "1"), "--eta is 1, but sampler plms has none; leave it out or take ddim"),
