@@ -8,6 +8,7 @@ tile instead of 9 m², 2.25 times fewer for m = 2 and 4 times for m = 4. Over al
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -15,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Matrix = tuple[tuple[float, ...], ...]
-BAND = 1 << 23  # numbers of the input's sums that are kept at a time, and so 32 MB
-CHANNELS = 320  # of the output that are made at a time
+BAND = 1 << 23  # numbers of the input's sums, and of the weights', that are kept at a time, and so 32 MB of each
 
 
 class Tile(NamedTuple):
@@ -66,13 +66,13 @@ def winograd(x: Tensor, weight: Tensor, bias: Tensor | None, m: int) -> Tensor:
     """
     tile = TILES[m]
     (b, c, h, w), k = x.shape, weight.shape[0]
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))  # (B, H + 2, W + 2, C)
+    x = x.permute(0, 2, 3, 1)
     out = x.new_empty(b, h, w, k)
     tiles = out.view(b, h // m, m, w // m, m, k).permute(2, 4, 0, 1, 3, 5)  # (m, m, B, H / m, W / m, K)
-    rows = max(1, BAND // ((m + 2) ** 2 * b * (w // m) * c))  # of tiles
-    for band in _parts(h // m, rows):
-        sums = _input_sums(padded[:, band.start * m : band.stop * m + 2], tile)  # (n, n, B, rows, W / m, C)
-        for some in _parts(k, CHANNELS):
+    sums_a_place = (m + 2) ** 2 * c
+    for band in _parts(h // m, BAND // (sums_a_place * b * (w // m))):  # rows of tiles
+        sums = _input_sums(_bordered(x, band.start * m, band.stop * m), tile)  # (n, n, B, rows, W / m, C)
+        for some in _parts(k, BAND // sums_a_place):
             products = _products(sums, _weight_sums(weight[some], tile))  # (n, n, B, rows, W / m, some)
             if bias is not None:
                 products[1, 1] += bias[some]  # which stands in every output once
@@ -88,7 +88,16 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, m: int) -> Tensor:
 
 
 def _parts(whole: int, most: int) -> Iterator[slice]:
-    return (slice(start, min(start + most, whole)) for start in range(0, whole, most))
+    """As many of about the same size as it takes for none to be larger than `most`, or than 1."""
+    number = -(-whole // max(1, most))
+    ends = [whole * i // number for i in range(number + 1)]
+    return (slice(start, stop) for start, stop in pairwise(ends))
+
+
+def _bordered(x: Tensor, start: int, stop: int) -> Tensor:
+    """Rows of x (B, H, W, C) with one more on each side, of zeros where x ends: (B, stop - start + 2, W + 2, C)."""
+    first, last = max(start - 1, 0), min(stop + 1, x.shape[1])
+    return F.pad(x[:, first:last], (0, 0, 1, 1, first - (start - 1), stop + 1 - last))
 
 
 def _input_sums(padded: Tensor, tile: Tile) -> Tensor:
@@ -99,15 +108,17 @@ def _input_sums(padded: Tensor, tile: Tile) -> Tensor:
 
 
 def _weight_sums(weight: Tensor, tile: Tile) -> Tensor:
-    """G w Gᵀ: (K, C, 3, 3) -> (n, n, K, C), across and down."""
-    down = _combined(tile.weights, weight.permute(2, 3, 0, 1).unbind(0))  # (n, 3, K, C)
-    return _combined(tile.weights, down.unbind(1))
+    """G w Gᵀ: (K, C, 3, 3) -> (K, n², C), across and down. As products of matrices, for that passes over them once."""
+    k, c = weight.shape[:2]
+    g = weight.new_tensor(tile.weights)
+    both = torch.einsum("ax,dy->adyx", g, g).view(-1, 9)  # (n², 9)
+    return both @ weight.permute(0, 2, 3, 1).reshape(k, 9, c)
 
 
 def _products(sums: Tensor, weight: Tensor) -> Tensor:
-    """(n, n, …, C) by (n, n, K, C) -> (n, n, …, K)."""
-    n, k, c = weight.shape[1:]
-    products = torch.bmm(sums.view(n * n, -1, c), weight.view(n * n, k, c).transpose(1, 2))
+    """(n, n, …, C) by (K, n², C) -> (n, n, …, K)."""
+    k, n_squared, c = weight.shape
+    products = torch.bmm(sums.view(n_squared, -1, c), weight.permute(1, 2, 0))
     return products.view(*sums.shape[:-1], k)
 
 
