@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "scripts"))  # as `python scripts/txt2img.py` does
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the workers share the cores
     torch.set_num_threads(1)

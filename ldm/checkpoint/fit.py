@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ldm.checkpoint.mapped import MappedFiles
 from ldm.checkpoint.read import CheckpointError
 
 REMEDIES = {  # for parts that a file may lack
@@ -32,10 +33,19 @@ def fill(
     """
     check_fit(model, tensors, path, source)
     dtypes = {name: (child_dtypes or {}).get(name.partition(".")[0], dtype) for name in tensors}
-    kept = {name: value.to(dtypes[name]) if value.is_floating_point() else value for name, value in tensors.items()}
+    files = MappedFiles()
+    kept = {name: _become(value, dtypes[name], files) for name, value in tensors.items()}
     check_finite(kept, path)
     model.load_state_dict(kept, assign=True)
     assert not any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
+
+
+def _become(value: Tensor, dtype: torch.dtype, files: MappedFiles) -> Tensor:
+    if not value.is_floating_point() or value.dtype == dtype:
+        return value
+    made = value.to(dtype)
+    files.give_back(value)
+    return made
 
 
 def check_fit(model: nn.Module, tensors: Mapping[str, Tensor], path: Path, source: str) -> None:
