@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from ldm.models.latent_diffusion import LatentDiffusion
-from ldm.modules.conv3x3 import choose_convolutions
+from ldm.modules.conv3x3 import choose_convolutions, has_avx512
 from ldm.modules.packed import pack
 
 CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch's own name for where compiled kernels are kept
@@ -40,11 +40,6 @@ def lay_out(model: LatentDiffusion) -> None:
         arrange = pack if has_avx512() else choose_convolutions
         arrange(model.unet)
         arrange(model.autoencoder)
-
-
-def has_avx512() -> bool:
-    """Only there have oneDNN's packed weights one form for every size of picture."""
-    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 def keep_kernels() -> None:

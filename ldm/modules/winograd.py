@@ -70,9 +70,9 @@ def winograd(x: Tensor, weight: Tensor, bias: Tensor | None, m: int) -> Tensor:
     out = x.new_empty(b, h, w, k)
     tiles = out.view(b, h // m, m, w // m, m, k).permute(2, 4, 0, 1, 3, 5)  # (m, m, B, H / m, W / m, K)
     sums_a_place = (m + 2) ** 2 * c
-    for band in _parts(h // m, BAND // (sums_a_place * b * (w // m))):  # rows of tiles
-        sums = _input_sums(_bordered(x, band.start * m, band.stop * m), tile)  # (n, n, B, rows, W / m, C)
-        for some in _parts(k, BAND // sums_a_place):
+    for band in parts(h // m, BAND // (sums_a_place * b * (w // m))):  # rows of tiles
+        sums = _input_sums(bordered(x, band.start * m, band.stop * m), tile)  # (n, n, B, rows, W / m, C)
+        for some in parts(k, BAND // sums_a_place):
             products = _products(sums, _weight_sums(weight[some], tile))  # (n, n, B, rows, W / m, some)
             if bias is not None:
                 products[1, 1] += bias[some]  # which stands in every output once
@@ -87,14 +87,14 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None, m: int) -> Tensor:
     return x.new_empty(b, h, w, weight.shape[0]).permute(0, 3, 1, 2)
 
 
-def _parts(whole: int, most: int) -> Iterator[slice]:
+def parts(whole: int, most: int) -> Iterator[slice]:
     """As many of about the same size as it takes for none to be larger than `most`, or than 1."""
     number = -(-whole // max(1, most))
     ends = [whole * i // number for i in range(number + 1)]
     return (slice(start, stop) for start, stop in pairwise(ends))
 
 
-def _bordered(x: Tensor, start: int, stop: int) -> Tensor:
+def bordered(x: Tensor, start: int, stop: int) -> Tensor:
     """Rows of x (B, H, W, C) with one more on each side, of zeros where x ends: (B, stop - start + 2, W + 2, C)."""
     first, last = max(start - 1, 0), min(stop + 1, x.shape[1])
     return F.pad(x[:, first:last], (0, 0, 1, 1, first - (start - 1), stop + 1 - last))

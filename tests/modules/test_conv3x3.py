@@ -34,13 +34,32 @@ def test_the_product_is_the_convolution(
     assert all(torch.equal(kept[name], value) for name, value in net.state_dict().items())
 
 
-def test_gradients_are_those_of_the_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conv3x3, "LEAST_WEIGHTS", 0)
-    x, net = torch.randn(2, 5, 4, 4, dtype=torch.float64), network().double()
-    expected = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("band", [1, 600, 1 << 25], ids=["a row", "some rows", "all rows"])
+def test_gradients_are_those_of_the_convolution(
+    layout: torch.memory_format, band: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conv3x3, "LEAST_CHANNELS", 5)
+    monkeypatch.setattr(conv3x3, "BAND", band)
+    x = torch.randn(2, 5, 6, 4, dtype=torch.float64).contiguous(memory_format=layout).requires_grad_()
+    net = network().double()
+    expected = torch.autograd.grad(net(x).square().sum(), [x, *net.parameters()])
     choose_convolutions(net)
-    found = torch.autograd.grad(net(x).square().sum(), list(net.parameters()))
+    found = torch.autograd.grad(net(x).square().sum(), [x, *net.parameters()])
     assert all(torch.allclose(a, b, rtol=1e-10) for a, b in zip(found, expected, strict=True))
+
+
+def test_tiles_have_the_gradients_of_the_convolution() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(128, 130, 3, padding=1, dtype=torch.float64)
+    x = torch.randn(2, 128, 32, 36, dtype=torch.float64, requires_grad=True)
+    given = [x, *conv.parameters()]
+    expected = torch.autograd.grad(conv(x).square().sum(), given)
+    choose_convolutions(conv)
+    out = conv(x)
+    assert "_Convolution" in type(out.grad_fn).__name__
+    found = torch.autograd.grad(out.square().sum(), given)
+    assert all(torch.allclose(a, b, rtol=1e-9) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.usefixtures("no_grad")
@@ -54,6 +73,7 @@ def test_gradients_are_those_of_the_convolution(monkeypatch: pytest.MonkeyPatch)
         ((1, 128, 250, 256), 2),  # which 4 does not divide
         ((1, 128, 251, 256), None),
         ((16, 64, 16, 16), None),
+        ((1, 64, 128, 128), None),
     ],
 )
 def test_a_tile_is_chosen_for_many_channels_and_places(shape: tuple[int, ...], side: int | None) -> None:
@@ -66,13 +86,6 @@ def test_the_product_is_chosen_for_few_places_and_large_weights() -> None:
     large, small = Conv3x3(1024, 512, 3, padding=1, device="meta"), Conv3x3(64, 64, 3, padding=1, device="meta")
     assert large.is_product(torch.empty(2, 1024, 8, 8)) and not large.is_product(torch.empty(2, 1024, 32, 32))
     assert not small.is_product(torch.empty(2, 64, 8, 8))
-
-
-def test_gradients_take_no_tile() -> None:
-    conv = Conv3x3(128, 128, 3, padding=1)
-    with torch.no_grad():
-        assert conv.tile_side(torch.empty(1, 128, 64, 64)) == 4
-    assert conv.tile_side(torch.empty(1, 128, 64, 64)) is None
 
 
 def test_other_convolutions_keep_their_ways() -> None:
