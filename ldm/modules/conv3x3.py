@@ -25,7 +25,7 @@ LEAST_WEIGHTS = 1 << 22  # numbers, from which it does: smaller ones stay in the
 LEAST_CHANNELS = 128  # on either side, from which tiles pay, and in training a product for the weights' gradient
 LEAST_NUMBERS = 150_000  # C H W of a picture, from which Winograd's sums cost less than the products that they save
 LEAST_PLACES = {4: 1024, 2: 256}  # H W of a picture, by side of a tile, from which the sums of weights do
-BAND = 1 << 25  # numbers of surroundings that are kept at a time in training, and so 128 MB
+BAND = 1 << 22  # numbers of surroundings that are kept at a time in training, and so 16 MB
 
 
 class Conv3x3(nn.Conv2d):
