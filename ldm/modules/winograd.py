@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Matrix = tuple[tuple[float, ...], ...]
-BAND = 1 << 23  # numbers of the input's sums, and of the weights', that are kept at a time, and so 32 MB of each
+BAND = 1 << 24  # numbers of the input's sums, and of the weights', that are kept at a time, and so 64 MB of each
 
 
 class Tile(NamedTuple):

@@ -91,15 +91,16 @@ def row(name: str, about: str, gpu: bool = False) -> Callable[[Callable[[Bench],
 # --- the process -------------------------------------------------------------------------------------------------
 
 
-def settle(tiny: bool = False) -> None:
-    """What is set for the whole process, before either side is made. tiny: one thread, which waits for no other."""
+def settle(tiny: bool = False, *, peer: bool = True) -> None:
+    """What is set for the whole process, before either side is made. tiny: one thread, which waits for no other.
+    peer: diffusers will be needed; it is imported here."""
     import torch
 
     torch.set_num_threads(1 if tiny else cores())
     torch.manual_seed(0)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
-    if importlib.util.find_spec("diffusers") is not None:
+    if peer and importlib.util.find_spec("diffusers") is not None:
         import diffusers
 
         diffusers.utils.logging.set_verbosity_error()

@@ -22,7 +22,7 @@ def peaks(bench: Bench) -> Iterator[Line]:
 def txt2img_peak(side: str, file: Checkpoint, tiny: bool) -> int:
     import torch
 
-    settle(tiny)
+    settle(tiny, peer=side == "theirs")
     size = 64 if tiny else 256
     with torch.inference_mode():
         if side == "ours":
@@ -38,7 +38,7 @@ def txt2img_peak(side: str, file: Checkpoint, tiny: bool) -> int:
 def decode_peak(side: str, file: Checkpoint, tiny: bool) -> int:
     import torch
 
-    settle(tiny)
+    settle(tiny, peer=side == "theirs")
     with torch.inference_mode():
         z = torch.randn(1, 4, *[16 if tiny else 128] * 2, generator=torch.Generator().manual_seed(1))
         if side == "ours":
