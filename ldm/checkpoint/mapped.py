@@ -7,18 +7,19 @@ import ctypes
 import mmap
 from bisect import bisect_right
 from contextlib import suppress
+from operator import itemgetter
 from pathlib import Path
 
 from torch import Tensor
 
-Mapping = tuple[int, int]  # first address, and the one after the last
+Span = tuple[int, int]  # first address, and the one after the last
 
 
 class MappedFiles:
     """The files that this process has mapped now, where the system tells (Linux); elsewhere none."""
 
     def __init__(self) -> None:
-        self.mappings: list[Mapping] = []
+        self.mappings: list[Span] = []
         with suppress(OSError):
             lines = Path("/proc/self/maps").read_text().splitlines()
             self.mappings = sorted(_addresses(line) for line in lines if _is_of_file(line))
@@ -34,12 +35,11 @@ class MappedFiles:
         return madvise(ctypes.c_void_p(start), ctypes.c_size_t(stop - start), mmap.MADV_DONTNEED) == 0
 
     def has(self, start: int, stop: int) -> bool:
-        place = bisect_right(self.mappings, (start, stop)) - 1
-        candidates = self.mappings[max(place, 0) : place + 2]
-        return any(first <= start and stop <= last for first, last in candidates)
+        number = bisect_right(self.mappings, start, key=itemgetter(0))  # of those that begin no later
+        return number > 0 and stop <= self.mappings[number - 1][1]
 
 
-def _addresses(line: str) -> Mapping:
+def _addresses(line: str) -> Span:
     """Of a line of proc(5)'s maps: address, permissions, offset, device, inode, path."""
     first, last = line.split(maxsplit=1)[0].split("-")
     return int(first, 16), int(last, 16)

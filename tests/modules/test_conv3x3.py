@@ -62,6 +62,24 @@ def test_tiles_have_the_gradients_of_the_convolution() -> None:
     assert all(torch.allclose(a, b, rtol=1e-9) for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("grad", [True, False])
+def test_autocast_and_another_dtype_are_the_convolution_s(grad: bool) -> None:
+    """Where a tile would be taken otherwise."""
+    torch.manual_seed(0)
+    conv, x = nn.Conv2d(128, 128, 3, padding=1), torch.randn(1, 128, 64, 64)
+
+    def answer() -> torch.Tensor:
+        with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16):
+            return conv(x.contiguous(memory_format=torch.channels_last))
+
+    conv.to(memory_format=torch.channels_last)
+    expected = answer()
+    choose_convolutions(conv)
+    assert answer().dtype == torch.bfloat16 and torch.equal(answer(), expected)
+    with torch.set_grad_enabled(grad), pytest.raises(RuntimeError, match="dtype|type"):
+        conv(x.double())
+
+
 @pytest.mark.usefixtures("no_grad")
 @pytest.mark.parametrize(
     ("shape", "side"),
