@@ -10,11 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
 from ldm.models.latent_diffusion import LatentDiffusion
+from ldm.modules.blocks import Upsample
 from ldm.modules.conv3x3 import choose_convolutions, has_avx512
 from ldm.modules.packed import pack
 
+LARGE = 1 << 25  # numbers of a tensor that is doubled, from which on memory is given back: 128 MB
 CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch's own name for where compiled kernels are kept
 
 
@@ -40,6 +43,7 @@ def lay_out(model: LatentDiffusion) -> None:
         arrange = pack if has_avx512() else choose_convolutions
         arrange(model.unet)
         arrange(model.autoencoder)
+        give_back_between_levels(model.autoencoder)
 
 
 def keep_kernels() -> None:
@@ -51,11 +55,34 @@ def keep_kernels() -> None:
 def keep_freed_memory() -> bool:
     """Have the C library keep what is freed, for the next tensor: one of more than 32 MB would else be mapped afresh
     each time, and the system clears its every page when it is first written to. Whether the library is one that can."""
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt  # glibc's name
-    except (OSError, AttributeError):
+    library = _c_library()
+    if library is None:
         return False
     m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
-    return bool(mallopt(m_mmap_threshold, 1 << 30)) and bool(mallopt(m_trim_threshold, (1 << 31) - 1))
+    kept = library.mallopt(m_mmap_threshold, 1 << 30) and library.mallopt(m_trim_threshold, (1 << 31) - 1)
+    return bool(kept)
+
+
+def _c_library() -> ctypes.CDLL | None:
+    """glibc, if it is there."""
+    try:
+        library = ctypes.CDLL("libc.so.6") if sys.platform.startswith("linux") else None
+        return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
+    except OSError:
+        return None
+
+
+def give_back_between_levels(autoencoder: nn.Module) -> None:
+    """Have the C library give back what it kept where a decoder's tensors double and are large: those that were freed
+    are too small for the next ones, and would be held beside them."""
+    for module in autoencoder.modules():
+        if isinstance(module, Upsample):
+            module.register_forward_pre_hook(_give_back)
+            module.register_forward_hook(_give_back)
+
+
+def _give_back(module: nn.Module, args: tuple[Tensor, ...], output: object = None) -> None:
+    if args[0].numel() >= LARGE:
+        library = _c_library()
+        if library is not None:
+            library.malloc_trim(0)

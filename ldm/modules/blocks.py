@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.modules.attention import group_norm
+from ldm.modules.banded import in_bands, in_bands_doubled
 
 Size = Sequence[int]  # (height, width)
 Resize = Callable[[Tensor, Size | None], Tensor]
@@ -36,9 +37,24 @@ def silu(x: Tensor) -> Tensor:
     return F.silu(x, inplace=not torch.is_grad_enabled())
 
 
+class Silu(nn.Module):
+    """`silu` where a module is wanted."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return silu(x)
+
+
 def add(h: Tensor, x: Tensor) -> Tensor:
     """h + x for an h that nobody else holds: into it where no gradient is asked for, so that there is no third."""
     return h + x if torch.is_grad_enabled() or h.dtype != x.dtype else h.add_(x)
+
+
+def convolved(conv: nn.Module, norm: nn.Module, x: Tensor, dropout: nn.Module | None = None) -> Tensor:
+    """conv(dropout(silu(norm(x))))"""
+    if (h := in_bands(conv, norm, x)) is not None:
+        return h
+    h = silu(norm(x))
+    return conv(h if dropout is None else dropout(h))
 
 
 class Embedding(nn.Module):
@@ -101,18 +117,23 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, emb: Tensor | None = None, size: Size | None = None) -> Tensor:
-        h = silu(self.norm1(x))
-        h, x = self.resize(h, size), self.resize(x, size)  # (B, in_channels, H, W), its new size
-        h = self.conv1(h)  # (B, out_channels, H, W)
-        h = self.norm2(h) if emb is None else self.normalise(h, self.time_emb_proj(F.silu(emb))[:, :, None, None])
-        h = self.conv2(self.dropout(silu(h)))
+        if self.resize is same:
+            h = convolved(self.conv1, self.norm1, x)  # (B, out_channels, H, W)
+        else:
+            h, x = self.resize(silu(self.norm1(x)), size), self.resize(x, size)  # (B, in_channels, H, W), its new size
+            h = self.conv1(h)
+        h = self.second(h, None if emb is None else self.time_emb_proj(F.silu(emb))[:, :, None, None])
         return add(h, self.conv_shortcut(x))
 
-    def normalise(self, h: Tensor, emb: Tensor) -> Tensor:
-        if self.scale_shift_norm:
-            scale, shift = emb.chunk(2, dim=1)  # (B, out_channels, 1, 1) each
-            return torch.addcmul(shift, self.norm2(h), 1 + scale)
-        return self.norm2(h + emb)
+    def second(self, h: Tensor, emb: Tensor | None) -> Tensor:
+        """Norm, SiLU and convolution of an h (B, out_channels, H, W) that nobody else holds."""
+        if emb is not None and self.scale_shift_norm:
+            return self.conv2(self.dropout(silu(self.scaled_and_shifted(h, emb))))
+        return convolved(self.conv2, self.norm2, h if emb is None else add(h, emb), self.dropout)
+
+    def scaled_and_shifted(self, h: Tensor, emb: Tensor) -> Tensor:
+        scale, shift = emb.chunk(2, dim=1)  # (B, out_channels, 1, 1) each
+        return torch.addcmul(shift, self.norm2(h), 1 + scale)
 
 
 class Downsample(nn.Module):
@@ -135,6 +156,8 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, emb: Tensor | None = None, size: Size | None = None) -> Tensor:
+        if (h := in_bands_doubled(self.conv, x, size)) is not None:
+            return h
         return self.conv(doubled(x, size))  # (B, C, 2H, 2W)
 
 

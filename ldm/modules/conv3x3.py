@@ -32,13 +32,16 @@ class Conv3x3(nn.Conv2d):
     """With a border of 1. Its weight is channels_last, and the same parameter as ever."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled("cpu") or x.dtype != self.weight.dtype:
+        if not self.chooses(x):
             return super().forward(x)
         if torch.is_grad_enabled():
             return self.trained(x)
-        if (side := self.tile_side(x)) is not None:
+        if (side := self.tile_side(*x.shape[2:])) is not None:
             return winograd(x, self.weight, self.bias, side)
         return self.product(x) if self.is_product(x) else super().forward(x)
+
+    def chooses(self, x: Tensor) -> bool:
+        return not torch.is_autocast_enabled("cpu") and x.dtype == self.weight.dtype
 
     def trained(self, x: Tensor) -> Tensor:
         if self.channels < LEAST_CHANNELS:
@@ -52,9 +55,8 @@ class Conv3x3(nn.Conv2d):
     def channels(self) -> int:
         return min(self.in_channels, self.out_channels)
 
-    def tile_side(self, x: Tensor) -> int | None:
+    def tile_side(self, height: int, width: int) -> int | None:
         """Of the largest tile that fits a picture without remainder and pays. The company of a picture has no say."""
-        height, width = x.shape[2:]
         places = height * width
         if self.channels < LEAST_CHANNELS or places * self.channels < LEAST_NUMBERS:
             return None
@@ -115,7 +117,8 @@ def weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
 def surroundings(x: Tensor, start: int, stop: int) -> Tensor:
     """Of each place of rows of x (B, H, W, C), the 9 around it side by side: (B (stop - start) W, 9 C)."""
     b, _, w, c = x.shape
-    padded = bordered(x, start, stop).contiguous()  # (B, stop - start + 2, W + 2, C)
+    padded = bordered(lambda first, last: x[:, first:last], x.shape[1], start, stop)
+    padded = padded.contiguous()  # (B, stop - start + 2, W + 2, C)
     image, row, place, _ = padded.stride()
     around = padded.as_strided((b, stop - start, w, 3, 3 * c), (image, row, place, row, 1))  # rows of 3 places
     return around.reshape(-1, 9 * c)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import cast
 
 from torch import Tensor, nn
 
 from ldm.modules.attention import AttentionBlock, NoAttention, group_norm
-from ldm.modules.blocks import Downsample, MidBlock, Modules, ResnetBlock, Upsample, silu
+from ldm.modules.blocks import Downsample, MidBlock, Modules, ResnetBlock, Silu, Upsample
 
 
 @dataclass(frozen=True)
@@ -42,38 +43,41 @@ class Plan:
         return group_norm(self.groups, channels, self.eps)
 
 
-class DownBlock(nn.Module):
-    """One resolution of the encoder: (res-block, attention) pairs, then a downsampler unless it is the last."""
+class Block(nn.Module):
+    """One resolution: (res-block, attention) pairs, then what changes the size unless it is the last."""
 
-    def __init__(self, resnets: Modules, attentions: Modules, downsamplers: Modules) -> None:
+    def __init__(self, resnets: Modules, attentions: Modules) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
         self.attentions = nn.ModuleList(attentions)
+
+    def pairs(self) -> list[nn.Module]:
+        return [module for pair in zip(self.resnets, self.attentions, strict=True) for module in pair]
+
+
+class DownBlock(Block):
+    def __init__(self, resnets: Modules, attentions: Modules, downsamplers: Modules) -> None:
+        super().__init__(resnets, attentions)
         self.downsamplers = nn.ModuleList(downsamplers)
 
-    def forward(self, x: Tensor) -> Tensor:
-        for resnet, attend in zip(self.resnets, self.attentions, strict=True):
-            x = attend(resnet(x))
-        for downsample in self.downsamplers:
-            x = downsample(x)
-        return x
+    def steps(self) -> list[nn.Module]:
+        return [*self.pairs(), *self.downsamplers]
 
 
-class UpBlock(nn.Module):
-    """One resolution of the decoder: (res-block, attention) pairs, then an upsampler unless it is the last."""
-
+class UpBlock(Block):
     def __init__(self, resnets: Modules, attentions: Modules, upsamplers: Modules) -> None:
-        super().__init__()
-        self.resnets = nn.ModuleList(resnets)
-        self.attentions = nn.ModuleList(attentions)
+        super().__init__(resnets, attentions)
         self.upsamplers = nn.ModuleList(upsamplers)
 
-    def forward(self, x: Tensor) -> Tensor:
-        for resnet, attend in zip(self.resnets, self.attentions, strict=True):
-            x = attend(resnet(x))
-        for upsample in self.upsamplers:
-            x = upsample(x)
-        return x
+    def steps(self) -> list[nn.Module]:
+        return [*self.pairs(), *self.upsamplers]
+
+
+def one_after_the_other(steps: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """All in one loop: a block that ran its own would have its input, as large as any, kept by who called it."""
+    for step in steps:
+        x = step(x)
+    return x
 
 
 class Encoder(nn.Module):
@@ -93,11 +97,17 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(w[-1], out_channels, 3, padding=1)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = self.conv_in(image)  # (B, widths[0], H, W)
-        for block in self.down_blocks:
-            x = block(x)  # (B, widths[level], H/2, W/2); the last keeps its size
-        x = self.mid_block(x)  # (B, widths[-1], h, w)
-        return self.conv_out(silu(self.conv_norm_out(x)))  # (B, out_channels, h, w)
+        return one_after_the_other(self.steps(), image)  # (B, out_channels, h, w)
+
+    def steps(self) -> list[nn.Module]:
+        return [
+            self.conv_in,  # (B, widths[0], H, W)
+            *(step for block in self.down_blocks for step in cast(DownBlock, block).steps()),  # halved but by the last
+            self.mid_block,  # (B, widths[-1], h, w)
+            self.conv_norm_out,
+            Silu(),
+            self.conv_out,  # (B, out_channels, h, w)
+        ]
 
 
 class Decoder(nn.Module):
@@ -117,8 +127,14 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(w[0], out_channels, 3, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.conv_in(z)  # (B, widths[-1], h, w)
-        x = self.mid_block(x)
-        for block in self.up_blocks:
-            x = block(x)  # (B, widths[level], 2h, 2w); the last keeps its size
-        return self.conv_out(silu(self.conv_norm_out(x)))  # (B, out_channels, H, W)
+        return one_after_the_other(self.steps(), z)  # (B, out_channels, H, W)
+
+    def steps(self) -> list[nn.Module]:
+        return [
+            self.conv_in,  # (B, widths[-1], h, w)
+            self.mid_block,
+            *(step for block in self.up_blocks for step in cast(UpBlock, block).steps()),  # doubled but by the last
+            self.conv_norm_out,  # (B, widths[0], H, W)
+            Silu(),
+            self.conv_out,  # (B, out_channels, H, W)
+        ]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ldm.modules.attention import AttentionBlock
 from ldm.modules.blocks import Downsample, MidBlock, ResnetBlock, Upsample
 from ldm.modules.edits import instead
-from ldm.modules.encoder import Decoder, DownBlock, Encoder, UpBlock
+from ldm.modules.encoder import Decoder, Encoder
 
 
 @dataclass(frozen=True)
@@ -61,18 +61,8 @@ class _Level:
 def _levels(network: Encoder | Decoder) -> list[_Level]:
     """The whole network, cut before each upsampling and after each downsampling, where tensors are smallest, and
     around what attends."""
-    blocks: nn.ModuleList = network.up_blocks if isinstance(network, Decoder) else network.down_blocks
-    steps: list[nn.Module] = []
-    for block in blocks:
-        assert isinstance(block, UpBlock | DownBlock)
-        steps += [module for pair in zip(block.resnets, block.attentions, strict=True) for module in pair]
-        steps += block.upsamplers if isinstance(block, UpBlock) else block.downsamplers
-    middle = [network.mid_block]
-    steps = [network.conv_in, *middle, *steps] if isinstance(network, Decoder) else [network.conv_in, *steps, *middle]
-    steps += [network.conv_norm_out, nn.SiLU(), network.conv_out]
-
     levels: list[list[nn.Module]] = [[]]
-    for step in steps:
+    for step in network.steps():
         attends = any(isinstance(module, AttentionBlock) for module in step.modules())
         if levels[-1] and (attends or isinstance(step, Upsample)):
             levels.append([])

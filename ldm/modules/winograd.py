@@ -7,7 +7,7 @@ tile instead of 9 m², 2.25 times fewer for m = 2 and 4 times for m = 4. Over al
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -59,19 +59,38 @@ TILES = {2: F2, 4: F4}
 
 
 @torch.library.custom_op("ldm::winograd", mutates_args=())  # whole for torch.compile, which would take it to pieces
-def winograd(x: Tensor, weight: Tensor, bias: Tensor | None, m: int) -> Tensor:
+def winograd(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    m: int,
+    gain: Tensor | None = None,
+    shift: Tensor | None = None,
+    zoom: int = 1,
+) -> Tensor:
     """The convolution of x (B, C, H, W) by weight (K, C, 3, 3) with a border of one zero: (B, K, H, W), channels_last.
 
-    m: side of a tile, 2 or 4, which divides H and W. No gradients.
+    m: side of a tile, 2 or 4, which divides H and W. gain, shift: (B, 1, 1, C); what is convolved is then
+    silu(gain x + shift). zoom: how often each place stands along either side, which then are zoom H and zoom W.
+    Both are done band by band, so that no tensor of the picture's size is made for them. No gradients.
     """
     tile = TILES[m]
-    (b, c, h, w), k = x.shape, weight.shape[0]
     x = x.permute(0, 2, 3, 1)
+    b, h, w, c, k = x.shape[0], zoom * x.shape[1], zoom * x.shape[2], x.shape[3], weight.shape[0]
     out = x.new_empty(b, h, w, k)
+
+    def rows(first: int, last: int) -> Tensor:
+        """Of what is convolved, (B, last - first, W, C)."""
+        some = x[:, first // zoom : -(-last // zoom)]
+        if zoom > 1:
+            some = some.repeat_interleave(zoom, dim=1).repeat_interleave(zoom, dim=2)
+            some = some[:, first % zoom :][:, : last - first]
+        return some if gain is None or shift is None else F.silu(torch.addcmul(shift, some, gain), inplace=True)
+
     tiles = out.view(b, h // m, m, w // m, m, k).permute(2, 4, 0, 1, 3, 5)  # (m, m, B, H / m, W / m, K)
     sums_a_place = (m + 2) ** 2 * c
     for band in parts(h // m, BAND // (sums_a_place * b * (w // m))):  # rows of tiles
-        sums = _input_sums(bordered(x, band.start * m, band.stop * m), tile)  # (n, n, B, rows, W / m, C)
+        sums = _input_sums(bordered(rows, h, band.start * m, band.stop * m), tile)  # (n, n, B, rows, W / m, C)
         for some in parts(k, BAND // sums_a_place):
             products = _products(sums, _weight_sums(weight[some], tile))  # (n, n, B, rows, W / m, some)
             if bias is not None:
@@ -82,9 +101,17 @@ def winograd(x: Tensor, weight: Tensor, bias: Tensor | None, m: int) -> Tensor:
 
 
 @winograd.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, m: int) -> Tensor:
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    m: int,
+    gain: Tensor | None = None,
+    shift: Tensor | None = None,
+    zoom: int = 1,
+) -> Tensor:
     b, _, h, w = x.shape
-    return x.new_empty(b, h, w, weight.shape[0]).permute(0, 3, 1, 2)
+    return x.new_empty(b, zoom * h, zoom * w, weight.shape[0]).permute(0, 3, 1, 2)
 
 
 def parts(whole: int, most: int) -> Iterator[slice]:
@@ -94,10 +121,11 @@ def parts(whole: int, most: int) -> Iterator[slice]:
     return (slice(start, stop) for start, stop in pairwise(ends))
 
 
-def bordered(x: Tensor, start: int, stop: int) -> Tensor:
-    """Rows of x (B, H, W, C) with one more on each side, of zeros where x ends: (B, stop - start + 2, W + 2, C)."""
-    first, last = max(start - 1, 0), min(stop + 1, x.shape[1])
-    return F.pad(x[:, first:last], (0, 0, 1, 1, first - (start - 1), stop + 1 - last))
+def bordered(rows: Callable[[int, int], Tensor], height: int, start: int, stop: int) -> Tensor:
+    """The rows of a picture from `start` to `stop` with one more on each side, of zeros where it ends: (B, stop - start
+    + 2, W + 2, C). rows: (first, last) -> (B, last - first, W, C)."""
+    first, last = max(start - 1, 0), min(stop + 1, height)
+    return F.pad(rows(first, last), (0, 0, 1, 1, first - (start - 1), stop + 1 - last))
 
 
 def _input_sums(padded: Tensor, tile: Tile) -> Tensor:

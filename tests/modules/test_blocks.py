@@ -53,4 +53,4 @@ def test_scale_shift_norm_is_the_formula() -> None:
     block = ResnetBlock(8, 8, emb_channels=6, groups=4, eps=1e-5, scale_shift_norm=True)
     h, emb = torch.randn(2, 8, 3, 3), torch.randn(2, 16, 1, 1)
     scale, shift = emb.chunk(2, dim=1)
-    torch.testing.assert_close(block.normalise(h, emb), block.norm2(h) * (1 + scale) + shift)
+    torch.testing.assert_close(block.scaled_and_shifted(h, emb), block.norm2(h) * (1 + scale) + shift)

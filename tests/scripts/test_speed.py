@@ -116,6 +116,34 @@ def test_freed_memory_is_kept_for_the_next_tensor() -> None:
     assert out.stdout.split() == ["True", "True", "0", "True"]
 
 
+HOLE = """
+import sys, torch
+sys.path.insert(0, "scripts")
+import _speed
+from ldm.modules.blocks import Upsample
+
+def resident():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) >> 10  # MB
+
+_speed.keep_freed_memory()
+block = torch.nn.ModuleList([Upsample(1)]).requires_grad_(False)
+_speed.give_back_between_levels(block)
+large, above = torch.ones(1 << 24), torch.ones(1 << 10)
+full = resident()
+del large
+for least in (1 << 20, 16):
+    _speed.LARGE = least
+    block[0](torch.ones(1, 1, 4, 4))
+    print(full - resident() > 50)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc_trim is glibc's")
+def test_holes_are_given_back_where_tensors_double_and_are_large() -> None:
+    out = subprocess.run([sys.executable, "-c", HOLE], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert out.stdout.split() == ["False", "True"]
+
+
 def test_a_library_that_cannot_keep_memory_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     import _speed
 
