@@ -17,7 +17,7 @@ from ldm.modules.blocks import Upsample
 from ldm.modules.conv3x3 import choose_convolutions, has_avx512
 from ldm.modules.packed import pack
 
-LARGE = 1 << 25  # numbers of a tensor that is doubled, from which on memory is given back: 128 MB
+LARGE = 1 << 25  # numbers of a UNet, or of a tensor that is doubled, from which on memory is given back: 128 MB
 CACHE = "TORCHINDUCTOR_CACHE_DIR"  # torch's own name for where compiled kernels are kept
 
 
@@ -43,7 +43,7 @@ def lay_out(model: LatentDiffusion) -> None:
         arrange = pack if has_avx512() else choose_convolutions
         arrange(model.unet)
         arrange(model.autoencoder)
-        give_back_between_levels(model.autoencoder)
+        give_back_holes(model)
 
 
 def keep_kernels() -> None:
@@ -72,17 +72,25 @@ def _c_library() -> ctypes.CDLL | None:
         return None
 
 
-def give_back_between_levels(autoencoder: nn.Module) -> None:
-    """Have the C library give back what it kept where a decoder's tensors double and are large: those that were freed
-    are too small for the next ones, and would be held beside them."""
-    for module in autoencoder.modules():
+def give_back_holes(model: LatentDiffusion) -> None:
+    """Have the C library give back what it kept, before a decoder runs after a large UNet, and where the decoder's
+    tensors double and are large: what was freed is too small for what comes, and would be held beside it."""
+    decoder = getattr(model.autoencoder, "decoder", None)
+    if not isinstance(decoder, nn.Module):
+        return
+    if sum(parameter.numel() for parameter in model.unet.parameters()) >= LARGE:
+        decoder.register_forward_pre_hook(lambda *_: _trim())
+    for module in decoder.modules():
         if isinstance(module, Upsample):
-            module.register_forward_pre_hook(_give_back)
-            module.register_forward_hook(_give_back)
+            module.register_forward_pre_hook(_trim_where_large)
+            module.register_forward_hook(_trim_where_large)
 
 
-def _give_back(module: nn.Module, args: tuple[Tensor, ...], output: object = None) -> None:
+def _trim_where_large(module: nn.Module, args: tuple[Tensor, ...], output: object = None) -> None:
     if args[0].numel() >= LARGE:
-        library = _c_library()
-        if library is not None:
-            library.malloc_trim(0)
+        _trim()
+
+
+def _trim() -> None:
+    if (library := _c_library()) is not None:
+        library.malloc_trim(0)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.grad import conv2d_input
 
-from ldm.modules.winograd import bordered, parts, winograd
+from ldm.modules.winograd import fill_bordered, parts, winograd
 
 MOST_PLACES = 512  # B H W of the output, up to which one product pays
 LEAST_WEIGHTS = 1 << 22  # numbers, from which it does: smaller ones stay in the cache
@@ -116,9 +116,9 @@ def weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
 
 def surroundings(x: Tensor, start: int, stop: int) -> Tensor:
     """Of each place of rows of x (B, H, W, C), the 9 around it side by side: (B (stop - start) W, 9 C)."""
-    b, _, w, c = x.shape
-    padded = bordered(lambda first, last: x[:, first:last], x.shape[1], start, stop)
-    padded = padded.contiguous()  # (B, stop - start + 2, W + 2, C)
+    b, h, w, c = x.shape
+    padded = x.new_empty(b, stop - start + 2, w + 2, c)
+    fill_bordered(padded, lambda first, last: x[:, first:last], h, start)
     image, row, place, _ = padded.stride()
     around = padded.as_strided((b, stop - start, w, 3, 3 * c), (image, row, place, row, 1))  # rows of 3 places
     return around.reshape(-1, 9 * c)

@@ -7,6 +7,8 @@ tile instead of 9 m², 2.25 times fewer for m = 2 and 4 times for m = 4. Over al
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
@@ -16,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Matrix = tuple[tuple[float, ...], ...]
-BAND = 1 << 24  # numbers of the input's sums, and of the weights', that are kept at a time, and so 64 MB of each
+BAND = 1 << 24  # numbers of the input's sums that are kept at a time, and so 64 MB
+PART = 1 << 22  # the same of the weights', which are summed anew for each band: 16 MB, which stay in the cache
 
 
 class Tile(NamedTuple):
@@ -74,7 +77,7 @@ def winograd(
     silu(gain x + shift). zoom: how often each place stands along either side, which then are zoom H and zoom W.
     Both are done band by band, so that no tensor of the picture's size is made for them. No gradients.
     """
-    tile = TILES[m]
+    tile, n = TILES[m], m + 2
     x = x.permute(0, 2, 3, 1)
     b, h, w, c, k = x.shape[0], zoom * x.shape[1], zoom * x.shape[2], x.shape[3], weight.shape[0]
     out = x.new_empty(b, h, w, k)
@@ -88,15 +91,33 @@ def winograd(
         return some if gain is None or shift is None else F.silu(torch.addcmul(shift, some, gain), inplace=True)
 
     tiles = out.view(b, h // m, m, w // m, m, k).permute(2, 4, 0, 1, 3, 5)  # (m, m, B, H / m, W / m, K)
-    sums_a_place = (m + 2) ** 2 * c
-    for band in parts(h // m, BAND // (sums_a_place * b * (w // m))):  # rows of tiles
-        sums = _input_sums(bordered(rows, h, band.start * m, band.stop * m), tile)  # (n, n, B, rows, W / m, C)
-        for some in parts(k, BAND // sums_a_place):
-            products = _products(sums, _weight_sums(weight[some], tile))  # (n, n, B, rows, W / m, some)
+    bands = list(parts(h // m, BAND // (n * n * c * b * (w // m))))  # rows of tiles
+    places = b * (w // m) * longest(bands)  # of tiles
+    before = b * c * (w + 2) * (longest(bands) * (m + n) + 2)  # padded and down
+    a_channel = n * (n * c + (n + m) * places)  # summed, products and half, which stand where those did
+    some_weights = list(parts(k, min(PART // (n * n * c), max(before, 2 * PART) // a_channel)))
+    space = Space(x, n * n * c * places + max(before, a_channel * longest(some_weights)))
+    for band in bands:
+        size = (b, band.stop - band.start, w // m)  # of a band in tiles
+        space.used = 0
+        sums = space.take(n, n, *size, c)
+        used = space.used
+        padded = space.take(b, size[1] * m + 2, w + 2, c)
+        fill_bordered(padded, rows, h, band.start * m)
+        down = space.take(n, b, size[1], w + 2, c)
+        _combine(tile.inputs, padded.unfold(1, n, m).unbind(-1), down)
+        _combine(tile.inputs, down.unfold(3, n, m).unbind(-1), sums)
+        for some in some_weights:
+            number = some.stop - some.start
+            space.used = used
+            summed = _weight_sums(weight[some], tile, space.take(number, n * n, c))
+            products = space.take(n, n, *size, number)
+            torch.bmm(sums.view(n * n, -1, c), summed.permute(1, 2, 0), out=products.view(n * n, -1, number))
             if bias is not None:
                 products[1, 1] += bias[some]  # which stands in every output once
-            half = _combined(tile.outputs, products.unbind(0))
-            _combined(tile.outputs, half.unbind(1), tiles[:, :, :, band, :, some])
+            half = space.take(m, n, *size, number)
+            _combine(tile.outputs, products.unbind(0), half)
+            _combine(tile.outputs, half.unbind(1), tiles[:, :, :, band, :, some])
     return out.permute(0, 3, 1, 2)
 
 
@@ -121,39 +142,29 @@ def parts(whole: int, most: int) -> Iterator[slice]:
     return (slice(start, stop) for start, stop in pairwise(ends))
 
 
-def bordered(rows: Callable[[int, int], Tensor], height: int, start: int, stop: int) -> Tensor:
-    """The rows of a picture from `start` to `stop` with one more on each side, of zeros where it ends: (B, stop - start
-    + 2, W + 2, C). rows: (first, last) -> (B, last - first, W, C)."""
-    first, last = max(start - 1, 0), min(stop + 1, height)
-    return F.pad(rows(first, last), (0, 0, 1, 1, first - (start - 1), stop + 1 - last))
+def longest(slices: Sequence[slice]) -> int:
+    return max(one.stop - one.start for one in slices)
 
 
-def _input_sums(padded: Tensor, tile: Tile) -> Tensor:
-    """Bᵀ d B of every tile: (B, rows m + 2, W + 2, C) -> (n, n, B, rows, W / m, C), across and down."""
-    m = tile.side
-    down = _combined(tile.inputs, padded.unfold(1, m + 2, m).unbind(-1))  # (n, B, rows, W + 2, C)
-    return _combined(tile.inputs, down.unfold(3, m + 2, m).unbind(-1))
+def fill_bordered(padded: Tensor, rows: Callable[[int, int], Tensor], height: int, start: int) -> None:
+    """Give padded (B, R + 2, W + 2, C) R rows of a picture from `start` on, with what is around them: zeros where the
+    picture ends. rows: (first, last) -> (B, last - first, W, C)."""
+    first, last = max(start - 1, 0), min(start + padded.shape[1] - 1, height)
+    inside = slice(first - (start - 1), last - (start - 1))
+    padded.zero_()
+    padded[:, inside, 1:-1] = rows(first, last)
 
 
-def _weight_sums(weight: Tensor, tile: Tile) -> Tensor:
+def _weight_sums(weight: Tensor, tile: Tile, out: Tensor) -> Tensor:
     """G w Gᵀ: (K, C, 3, 3) -> (K, n², C), across and down. As products of matrices, for that passes over them once."""
     k, c = weight.shape[:2]
     g = weight.new_tensor(tile.weights)
     both = torch.einsum("ax,dy->adyx", g, g).view(-1, 9)  # (n², 9)
-    return both @ weight.permute(0, 2, 3, 1).reshape(k, 9, c)
+    return torch.bmm(both.expand(k, -1, -1), weight.permute(0, 2, 3, 1).reshape(k, 9, c), out=out)
 
 
-def _products(sums: Tensor, weight: Tensor) -> Tensor:
-    """(n, n, …, C) by (K, n², C) -> (n, n, …, K)."""
-    k, n_squared, c = weight.shape
-    products = torch.bmm(sums.view(n_squared, -1, c), weight.permute(1, 2, 0))
-    return products.view(*sums.shape[:-1], k)
-
-
-def _combined(matrix: Matrix, parts: Sequence[Tensor], out: Tensor | None = None) -> Tensor:
-    """The matrix times the parts, (number of rows, *shape of a part)."""
-    if out is None:
-        out = parts[0].new_empty(len(matrix), *parts[0].shape)
+def _combine(matrix: Matrix, parts: Sequence[Tensor], out: Tensor) -> None:
+    """The matrix times the parts, into (number of rows, *shape of a part)."""
     for row, total in zip(matrix, out, strict=True):
         terms = sorted(((part, by) for part, by in zip(parts, row, strict=True) if by), key=lambda term: term[1] != 1)
         (first, by), *others = terms
@@ -164,4 +175,25 @@ def _combined(matrix: Matrix, parts: Sequence[Tensor], out: Tensor | None = None
             torch.mul(first, by, out=total)
         for part, alpha in others:
             total.add_(part, alpha=alpha)
-    return out
+
+
+_kept = threading.local()
+
+
+class Space:
+    """Memory for what stands between a picture and its convolution, kept from call to call, one for each thread: where
+    it came from the heap each time, that was soon full of holes too small for a picture."""
+
+    def __init__(self, like: Tensor, numbers: int) -> None:
+        kept: Tensor | None = getattr(_kept, str(like.dtype), None)
+        if kept is None or len(kept) < numbers:
+            setattr(_kept, str(like.dtype), None)  # so that there are never two
+            del kept
+            with torch.inference_mode(False):  # for calls within that mode and others
+                kept = torch.empty(max(numbers, 3 * BAND), dtype=like.dtype)  # what is never used takes no memory
+            setattr(_kept, str(like.dtype), kept)
+        self.kept, self.used = kept, 0
+
+    def take(self, *shape: int) -> Tensor:
+        start, self.used = self.used, self.used + math.prod(shape)
+        return self.kept[start : self.used].view(shape)

@@ -118,6 +118,7 @@ def test_freed_memory_is_kept_for_the_next_tensor() -> None:
 
 HOLE = """
 import sys, torch
+from types import SimpleNamespace
 sys.path.insert(0, "scripts")
 import _speed
 from ldm.modules.blocks import Upsample
@@ -126,22 +127,32 @@ def resident():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmRSS")).split()[1]) >> 10  # MB
 
 _speed.keep_freed_memory()
-block = torch.nn.ModuleList([Upsample(1)]).requires_grad_(False)
-_speed.give_back_between_levels(block)
-large, above = torch.ones(1 << 24), torch.ones(1 << 10)
-full = resident()
-del large
-for least in (1 << 20, 16):
-    _speed.LARGE = least
-    block[0](torch.ones(1, 1, 4, 4))
-    print(full - resident() > 50)
+decoder = torch.nn.Sequential(Upsample(1)).requires_grad_(False)
+model = SimpleNamespace(autoencoder=SimpleNamespace(decoder=decoder), unet=torch.nn.Linear(40, 40))
+
+def given_back():
+    large, above = torch.ones(1 << 24), torch.ones(1 << 10)
+    full = resident()
+    del large
+    decoder(torch.ones(1, 1, 4, 4))
+    return full - resident() > 50
+
+_speed.give_back_holes(model)  # whose UNet is small
+print(given_back())
+_speed.LARGE = 16
+print(given_back())
+decoder[0]._forward_hooks.clear(), decoder[0]._forward_pre_hooks.clear()
+print(given_back())
+_speed.give_back_holes(model)
+decoder[0]._forward_hooks.clear(), decoder[0]._forward_pre_hooks.clear()
+print(given_back())
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="malloc_trim is glibc's")
-def test_holes_are_given_back_where_tensors_double_and_are_large() -> None:
+def test_holes_are_given_back_before_a_decoder_and_where_its_tensors_are_large() -> None:
     out = subprocess.run([sys.executable, "-c", HOLE], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert out.stdout.split() == ["False", "True"]
+    assert out.stdout.split() == ["False", "True", "False", "True"]
 
 
 def test_a_library_that_cannot_keep_memory_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
