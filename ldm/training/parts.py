@@ -20,14 +20,20 @@ def fill_part(module: nn.Module, file: str, part: str = "") -> None:
 
 
 def fill_unet(unet: nn.Module, file: str) -> None:
-    """As `fill_part`, from a UNet that is shown less: input channels that it lacks begin as zeros, and what it lacks
-    altogether, a noise level's embedding, as it is."""
+    """As `fill_part`, from a UNet that is shown less or attends at fewer levels: input channels that it lacks begin as
+    zeros, and a noise level's embedding and attention as they are, of which the latter adds nothing untrained."""
     own, tensors = unet.state_dict(), part_tensors(file, "unet")
     lacking = own["conv_in.weight"].shape[1] - tensors["conv_in.weight"].shape[1]
     if lacking > 0:
         tensors["conv_in.weight"] = F.pad(tensors["conv_in.weight"], (0, 0, 0, 0, 0, lacking))
-    tensors = {name: tensor for name, tensor in own.items() if name.startswith("class_embedding.")} | tensors
-    fill(unet, tensors, weights_path(file), "this experiment")
+    new = {name: tensor for name, tensor in own.items() if _may_be_new(name, tensors)}
+    fill(unet, new | tensors, weights_path(file), "this experiment")
+
+
+def _may_be_new(name: str, known: Mapping[str, Tensor]) -> bool:
+    block, attends, _ = name.partition(".attentions.")
+    is_new_level = bool(attends) and not any(other.startswith(block + attends) for other in known)
+    return name.startswith("class_embedding.") or is_new_level
 
 
 def part_tensors(file: str, part: str) -> dict[str, Tensor]:

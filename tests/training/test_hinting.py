@@ -2,14 +2,18 @@
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
 from ldm.checkpoint.load import load
+from ldm.checkpoint.read import CheckpointError
+from ldm.checkpoint.write import write
 from ldm.config import build
 from ldm.models.diffusion.denoiser import Conditioning
+from ldm.modules.unet import UNet
 from ldm.pipeline import upscale
 from ldm.training.hinting import LowResolutionHint, MaskHint, draw_mask, masked_concat, reduced
 from ldm.training.parts import carried_config, fill_unet, part_tensors
@@ -147,3 +151,28 @@ def test_parts_come_out_of_a_whole_models_file(tmp_path, folder):
     with torch.no_grad():  # at first it does not look at what it is shown
         torch.testing.assert_close(wider.unet.eval()(torch.cat([x, shown], dim=1), t), whole.unet(x, t))
     fill_unet(build(UPSCALER).unet, file)  # brings the levels' embedding itself
+
+
+@pytest.mark.usefixtures("no_grad")
+def test_a_unet_may_attend_at_more_levels_than_the_one_it_begins_with(tmp_path: Path) -> None:
+    """It adds nothing at first; but what lacks a part of an attention is no such file."""
+    shape = {
+        "block_out_channels": (8, 8),
+        "layers_per_block": 1,
+        "num_heads": 2,
+        "context_dim": 6,
+        "norm_num_groups": 4,
+    }
+    torch.manual_seed(0)
+    few, more = (UNet(**shape, attention_levels=levels).eval() for levels in ((False, True), (True, True)))
+    for parameter in few.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    write(tmp_path / "few.safetensors", few.state_dict(), {})
+    fill_unet(more, str(tmp_path / "few.safetensors"))
+    given = torch.randn(2, 4, 8, 8), torch.tensor([3.0, 500.0]), torch.randn(2, 5, 6)
+    assert few(*given).abs().max() > 0.1 and torch.equal(more(*given), few(*given))
+
+    lacking = {name: tensor for name, tensor in few.state_dict().items() if not name.endswith("attn2.to_q.weight")}
+    write(tmp_path / "lacking.safetensors", lacking, {})
+    with pytest.raises(CheckpointError, match="attn2.to_q.weight"):
+        fill_unet(more, str(tmp_path / "lacking.safetensors"))
