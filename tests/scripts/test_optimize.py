@@ -80,7 +80,9 @@ def test_what_a_network_attends_to() -> None:
     from optimize_attention import shapes
 
     asked = shapes(outline("scenes"), 2, 128, 64, states=64)
-    assert asked == Counter({(2, 4, 32, 32, 44): 4, (2, 4, 32, 64, 44): 4})  # attention at half of 16 × 8 pixels
+    # (batch, heads, queries, keys, channels): calls
+    whole, half = {(2, 4, 128, 128, 16): 3, (2, 4, 128, 64, 16): 3}, {(2, 4, 32, 32, 44): 4, (2, 4, 32, 64, 44): 4}
+    assert asked == Counter(whole | half)  # attention at all of 16 × 8 pixels, and at half
 
 
 def test_attention_is_measured_against_float64(
