@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from ldm.modules.conv3x3 import Conv3x3
 from ldm.modules.winograd import parts, winograd
 
+LEAST = 1 << 27  # numbers of what would stand between, 512 MB: smaller ones are made, for one after the other is faster
 BAND = 1 << 20  # numbers that are looked at in one go: 4 MB, which stay in the cache
 
 
 def in_bands(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor | None:
     """conv(silu(norm(x))) for x (B, C, H, W), in bands; None where it has to be computed one after the other."""
-    if not (isinstance(norm, nn.GroupNorm) and is_untouched(norm) and _is_free(conv, x)):
+    if not (isinstance(norm, nn.GroupNorm) and is_untouched(norm) and x.numel() >= LEAST and _is_free(conv, x)):
         return None
     side = conv.tile_side(*x.shape[2:])
     return None if side is None else winograd(x, conv.weight, conv.bias, side, *affine(norm, x))
@@ -30,7 +31,7 @@ def in_bands_doubled(conv: nn.Module, x: Tensor, size: Sequence[int] | None = No
     """conv of x (B, C, H, W) with each place four times, in bands; None where it has to be doubled first, as where
     `size` (height, width) is not twice that of x."""
     twice = tuple(2 * side for side in x.shape[2:])
-    if (size is not None and tuple(size) != twice) or not _is_free(conv, x):
+    if (size is not None and tuple(size) != twice) or 4 * x.numel() < LEAST or not _is_free(conv, x):
         return None
     side = conv.tile_side(*twice)
     return None if side is None else winograd(x, conv.weight, conv.bias, side, zoom=2)

@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Matrix = tuple[tuple[float, ...], ...]
-BAND = 1 << 24  # numbers of the input's sums that are kept at a time, and so 64 MB
-PART = 1 << 22  # the same of the weights', which are summed anew for each band: 16 MB, which stay in the cache
+BAND = 1 << 24  # numbers of the input's sums, and of the weights', that are kept at a time, and so 64 MB of each
 
 
 class Tile(NamedTuple):
@@ -95,7 +94,7 @@ def winograd(
     places = b * (w // m) * longest(bands)  # of tiles
     before = b * c * (w + 2) * (longest(bands) * (m + n) + 2)  # padded and down
     a_channel = n * (n * c + (n + m) * places)  # summed, products and half, which stand where those did
-    some_weights = list(parts(k, min(PART // (n * n * c), max(before, 2 * PART) // a_channel)))
+    some_weights = list(parts(k, BAND // (n * n * c)))
     space = Space(x, n * n * c * places + max(before, a_channel * longest(some_weights)))
     for band in bands:
         size = (b, band.stop - band.start, w // m)  # of a band in tiles

@@ -19,6 +19,11 @@ RelativeError = Callable[..., float]
 BANDS = pytest.mark.parametrize("band", [1, 1 << 14, 1 << 24], ids=["a row", "some rows", "all rows"])
 
 
+@pytest.fixture(autouse=True)
+def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(banded, "LEAST", 0)
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch, band: int, no_grad: None) -> None:
     for module in (banded, winograd):
@@ -128,3 +133,13 @@ def test_what_takes_no_tiles_is_left(conv: Conv3x3, norm: nn.GroupNorm) -> None:
     assert in_bands(conv, norm, picture(1, 128, 8, 8)) is None
     assert in_bands(conv, norm, x.float()) is None
     assert in_bands_doubled(conv, x, (71, 72)) is None
+
+
+@pytest.mark.usefixtures("no_grad")
+def test_small_pictures_are_left(conv: Conv3x3, norm: nn.GroupNorm, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = picture(1, 128, 36, 36)
+    for least, taken in ((x.numel(), True), (x.numel() + 1, False)):
+        monkeypatch.setattr(banded, "LEAST", least)
+        assert (in_bands(conv, norm, x) is not None) is taken
+        monkeypatch.setattr(banded, "LEAST", 4 * least)
+        assert (in_bands_doubled(conv, x) is not None) is taken
