@@ -79,7 +79,7 @@ def give_back_holes(model: LatentDiffusion) -> None:
     if not isinstance(decoder, nn.Module):
         return
     if sum(parameter.numel() for parameter in model.unet.parameters()) >= LARGE:
-        decoder.register_forward_pre_hook(lambda *_: _trim())
+        decoder.register_forward_pre_hook(_trim)
     for module in decoder.modules():
         if isinstance(module, Upsample):
             module.register_forward_pre_hook(_trim_where_large)
@@ -91,6 +91,6 @@ def _trim_where_large(module: nn.Module, args: tuple[Tensor, ...], output: objec
         _trim()
 
 
-def _trim() -> None:
+def _trim(*_: object) -> None:
     if (library := _c_library()) is not None:
         library.malloc_trim(0)
