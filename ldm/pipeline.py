@@ -23,8 +23,8 @@ Picture = Image.Image | str | Path
 
 class Options(Wishes, total=False):
     """What every way of drawing takes. The values are checked at once, with ValueError; drawing begins with the first
-    `next`. Not given, or None: the default of the model (size, guidance scale, sampler) or of the sampler (spacing,
-    eta)."""
+    `next`. Not given, or None: the default of the model (size, guidance scale, sampler with its eta) or of the
+    sampler (spacing; eta too, of one that is given)."""
 
     negative_prompt: str | None  # None is "not given", which for SDXL is not the same as ""
     autoguide: LatentDiffusion | None  # a worse model, to lead away from

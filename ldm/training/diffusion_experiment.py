@@ -47,8 +47,9 @@ class DiffusionExperiment:
 
     start: a model (its name or file) to go on from. autoencoder, text_encoder: files of parts already trained, or of
     models that hold them. Each brings its own config, which replaces that of `model` or its part. unet: the file of a
-    model whose UNet to begin with, which may be shown less than this one. caption_dropout: share of empty captions,
-    for classifier-free guidance. train_text: move the tower too. grounding: weight of `Grounding`, for Scenes only.
+    model whose UNet to begin with, which may be shown less than this one and attend elsewhere (`fill_unet`). caption_dropout: share
+    of empty captions, for classifier-free guidance. train_text: move the tower too. grounding: weight of `Grounding`;
+    mending: share of a batch that is to mend a mistake (`denoising_loss`); both for Scenes only.
     hint: what the denoiser is shown besides. borrow: leave parts that a shipped model has out of the result's file.
     """
 
