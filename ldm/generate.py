@@ -6,8 +6,11 @@ Progress bars, previews, files and devices belong to the caller.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from threading import Lock, RLock
+from weakref import WeakKeyDictionary
 
 import torch
 from PIL import Image
@@ -57,8 +60,10 @@ class Result:
 
 OnStep = Callable[[Progress], object]
 
+_MAKING = Lock()
+_TURNS: WeakKeyDictionary[LatentDiffusion, AbstractContextManager[object]] = WeakKeyDictionary()
 
-@torch.inference_mode()
+
 def generate(
     model: LatentDiffusion,
     items: Sequence[Item],
@@ -72,7 +77,9 @@ def generate(
     notice: Tell | None = None,
 ) -> Iterator[Result]:
     """Draws `items`, `batch_size` at a time (or what `Settings.at_once` says), each with its own prompts and seed.
-    NonFiniteError, never a black one.
+    ValueError at once for what does not go together; NonFiniteError on the way, never a black picture.
+
+    Threads may share a model: they take turns, a batch each.
 
     Where memory runs out, a batch is drawn in halves, and at last a picture decoded in tiles: the same pictures but for
     the last bits of floats, or for the tiles. NotEnoughMemoryError where that does not help.
@@ -88,21 +95,48 @@ def generate(
         )
     if autoguide is not None:
         check_concat(autoguide, hints)
+    return _drawn(model, items, settings, hints, batch_size, on_step, refiner, autoguide, telling(notice))
+
+
+@torch.inference_mode()
+def _drawn(
+    model: LatentDiffusion,
+    items: Sequence[Item],
+    settings: Settings,
+    hints: Hints,
+    batch_size: int,
+    on_step: OnStep | None,
+    refiner: Refiner | None,
+    autoguide: LatentDiffusion | None,
+    tell: Tell,
+) -> Iterator[Result]:
     readers: Readers = {}
-    telling_once, others = telling(notice), (refiner, autoguide, readers)
+    steps, used = settings.sampled_steps, (model, None if refiner is None else refiner.model, autoguide)
 
     def draw(batch: tuple[Item, ...], done: int) -> Tensor:
         heard = None if on_step is None else lambda step: on_step(Progress(step, steps, batch, done, len(items)))
-        return _latents(model, batch, settings, hints, others, heard)
+        with turn(*used):
+            return _latents(model, batch, settings, hints, (refiner, autoguide, readers), heard)
 
-    steps, used = settings.sampled_steps, (model, None if refiner is None else refiner.model, autoguide)
-    at_once = settings.at_once(batch_size)
-    for batch, latents in halving(items, at_once, draw, partial(free_memory, *used), telling_once):
+    for batch, latents in halving(items, settings.at_once(batch_size), draw, partial(free_memory, *used), tell):
         for index, item in enumerate(batch):  # one by one: less memory, and the first is saved while the others wait
             stage = f"the autoencoder's decoder of seed {item.seed}"
-            pixels = pixels_of(model, latents[index : index + 1], hints.tiles, stage, telling_once)  # (1, 3, H, W)
+            with turn(model):
+                pixels = pixels_of(model, latents[index : index + 1], hints.tiles, stage, tell)  # (1, 3, H, W)
             (picture,) = images.to_images(pixels)
             yield Result(picture if hints.finish is None else hints.finish(picture), settings, batch, index)
+
+
+@contextmanager
+def turn(*models: LatentDiffusion | None) -> Iterator[None]:
+    """The caller's turn with these models, for which other threads wait: whoever draws edits the networks meanwhile
+    (`modules.edits`), and of two at once the later would put back what the earlier has put in."""
+    with _MAKING:
+        locks = {id(model): _TURNS.setdefault(model, RLock()) for model in models if model is not None}
+    with ExitStack() as held:
+        for _, lock in sorted(locks.items()):  # in one order, or two threads could each wait for the other
+            held.enter_context(lock)
+        yield
 
 
 Others = tuple[Refiner | None, LatentDiffusion | None, Readers]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -354,3 +356,23 @@ def test_prompts_are_cleaned_once_at_entry() -> None:
 def test_a_misspelled_option_is_no_option(tiny: Any) -> None:
     with pytest.raises(TypeError, match="no option 'setps'; did you mean 'steps'"):
         ldm.txt2img(tiny, "a", setps=3)
+
+
+def test_threads_that_share_a_model_draw_as_if_alone(tiny: LatentDiffusion) -> None:
+    """Each edits the network while it draws; the steps of two would take turns, as each sleeps in its own."""
+
+    def pictures(prompt: str, pause: float) -> list[bytes]:
+        drawn = ldm.txt2img(tiny, prompt, steps=4, guidance_scale=3.0, on_step=lambda _: time.sleep(pause))
+        return [result.image.tobytes() for result in drawn]
+
+    prompts = ["a red cube", "a blue cone", "a cube and a cone"]
+    alone = [pictures(prompt, 0) for prompt in prompts]
+    with ThreadPoolExecutor(3) as threads:
+        together = list(threads.map(pictures, prompts, (0.02, 0.03, 0.01)))
+    assert together == alone and len({one[0] for one in alone}) == 3
+    assert not any("forward" in vars(module) for module in tiny.modules())
+
+
+def test_what_does_not_go_together_is_said_at_once(tiny: LatentDiffusion) -> None:
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        ldm.txt2img(tiny, "a red cube", batch_size=0)  # without asking for a picture
