@@ -44,11 +44,23 @@ def find_config(
     elif "config" in weights.metadata:
         tree, source = carried_config(weights, path)
     else:
-        name = _family_config(weights, path, wanted)
-        tree, source = _config_tree(name)
+        tree, source = _config_tree(_family_config(weights, path, wanted))
+        tree = _as_told(tree, weights.metadata)
     if parameterization is not None:
         tree = {**tree, "params": {**tree.get("params", {}), "parameterization": parameterization}}
     return without_absent_tower(_with_measured_scale(tree, weights), weights.tensors), source
+
+
+def _as_told(tree: Mapping[str, Any], about: Mapping[str, str]) -> Mapping[str, Any]:
+    """The family's config but for what a folder's scheduler, or a file's marks, say. That they say eps tells nothing:
+    it is what a scheduler is taken for that does not say."""
+    params = dict(tree["params"])
+    if about.get("parameterization", "eps") != "eps":
+        params["parameterization"] = about["parameterization"]
+    if about.get("zero_terminal_snr") == "True" and params.get("parameterization", "eps") != "eps":
+        schedule = params["schedule"]
+        params["schedule"] = {**schedule, "params": {**(schedule.get("params") or {}), "zero_terminal_snr": True}}
+    return {**tree, "params": params}
 
 
 def _with_measured_scale(tree: Mapping[str, Any], weights: Weights) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from ldm.checkpoint import diffusers_bert, diffusers_pictures, diffusers_unets
 from ldm.checkpoint.diffusers_unets import refuse
+from ldm.checkpoint.pixel_config import PREDICTIONS
 from ldm.checkpoint.read import CheckpointError
 from ldm.config import registered
 from ldm.models.autoencoder import IdentityAutoencoder
@@ -23,7 +24,7 @@ from ldm.models.text_encoder import OpenCLIPTextEncoder, TwoTowers
 
 Node = dict[str, Any]
 
-PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+PREDICTION_TYPES = {ours: theirs for theirs, ours in PREDICTIONS.items()}
 CLASSES = {  # component -> (library, class); those that may be of several have theirs in their configs
     "low_res_scheduler": ("diffusers", "DDPMScheduler"),
     "text_encoder": ("transformers", "CLIPTextModel"),
@@ -72,7 +73,7 @@ def configs(tree: Mapping[str, Any], model: LatentDiffusion) -> dict[str, Node]:
     params = tree["params"]
     towers = text_encoders(model.text_encoder)
     autoencoder = autoencoder_part(model)
-    scheduler = _scheduler(_settings(params["schedule"]), model.schedule, PREDICTIONS[model.parameterization])
+    scheduler = _scheduler(_settings(params["schedule"]), model.schedule, PREDICTION_TYPES[model.parameterization])
     files = {"unet/config.json": diffusers_unets.unet(_settings(params["unet"]), model)}
     if autoencoder is None:
         scheduler |= {"_class_name": "DDPMScheduler", "clip_sample": model.denoiser.clip_x0}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ldm.checkpoint import diffusers_pictures, pixel_config, text_keys
 from ldm.checkpoint.detect import FAMILIES, signature
+from ldm.checkpoint.pixel_config import PREDICTIONS
 from ldm.checkpoint.read import CheckpointError, Weights, read
 from ldm.models.bert import BertTextEncoder
 from ldm.models.latent_diffusion import LatentDiffusion
@@ -37,21 +38,28 @@ PART_OF_CLASS = {  # `_class_name` or `architectures` of a component's config.js
     "LDMBertModel": "bert",
 }
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+MARKS = {"v_pred": ("parameterization", "v"), "ztsnr": ("zero_terminal_snr", "True")}  # empty tensors in files of SDXL
 OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}  # before 2023-05
 
 
 def read_any(path: str | Path, variant: str | None = None, *, verify: bool = True) -> Weights:
-    """A file or a diffusers folder, as it is. verify: as in `read`; a folder has no checksums."""
-    return read_folder(Path(path), variant) if Path(path).is_dir() else read(path, verify=verify)
+    """A file or a diffusers folder, as it is, but for marks: they become metadata as a folder's scheduler does.
+
+    verify: as in `read`; a folder has no checksums.
+    """
+    if Path(path).is_dir():
+        return read_folder(Path(path), variant)
+    weights = read(path, verify=verify)
+    told = dict(told for mark, told in MARKS.items() if mark in weights.tensors)
+    return Weights({k: v for k, v in weights.tensors.items() if k not in MARKS}, told | weights.metadata)
 
 
 def read_folder(path: Path, variant: str | None = None) -> Weights:
     """Every part's tensors, as they are named there behind the part's prefix in memory.
 
     variant: "fp16" takes `….fp16.safetensors`; None the plain files, or those where there are no others.
-    `metadata["parameterization"]` is what the folder's scheduler says, if it has one; `metadata["config"]` is there
-    for a model in pixel space, whose files describe it whole.
+    `metadata["parameterization"]` is what the folder's scheduler says, if it has one, and "zero_terminal_snr" is there
+    where it says so; "config" is there for a model in pixel space, whose files describe it whole.
     """
     has_index = (path / "model_index.json").is_file()
     folders = {part: path / part for part in PREFIXES if has_index and (path / part).is_dir()}
@@ -63,6 +71,8 @@ def read_folder(path: Path, variant: str | None = None) -> Weights:
     scheduler = _scheduler(path)
     prediction = None if scheduler is None else scheduler.get("prediction_type", "epsilon")
     metadata = {"parameterization": PREDICTIONS[prediction]} if prediction in PREDICTIONS else {}
+    if scheduler is not None and scheduler.get("rescale_betas_zero_snr") is True:
+        metadata["zero_terminal_snr"] = "True"
     if set(folders) == {"unet"} and _is_pixel_space(folders["unet"], tensors):
         try:
             config = pixel_config.translate(_json(folders["unet"] / "config.json"), scheduler or {})

@@ -67,7 +67,7 @@ def _parameterization(weights: Weights, path: Path, variant: str | None, ask: bo
         if isinstance(params, dict) and params.get("parameterization"):
             return params["parameterization"], "the config it carries"
     if "parameterization" in weights.metadata:
-        return weights.metadata["parameterization"], "its scheduler"
+        return weights.metadata["parameterization"], "its scheduler" if path.is_dir() else "a mark in it"
     found = signature(weights.tensors)
     if found not in FAMILIES or "config" in weights.metadata:
         return None, None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import ldm
 from ldm.checkpoint import diffusers_folder, text_keys
-from ldm.checkpoint.configs import CONFIGS, with_cut_tower
+from ldm.checkpoint.configs import CONFIGS, find_config, with_cut_tower
 from ldm.checkpoint.diffusers_folder import read_any
 from ldm.checkpoint.meta import on_meta
 from ldm.checkpoint.read import Weights
@@ -149,3 +149,35 @@ def test_published_text_encoders_of_sd_2_lack_a_layer(layout: Callable[..., Any]
     assert inside.keys() == {f"text_encoder.{name}" for name in model.text_encoder.state_dict()}
     whole = {name: tensor for name, tensor in tensors.items() if ".layers.22." not in name}
     assert with_cut_tower(tree, Weights(whole), "the config") == tree
+
+
+@pytest.mark.parametrize(
+    ("about", "predicts", "ends_in_noise"),
+    [
+        ({}, "eps", False),
+        ({"parameterization": "eps"}, "eps", False),
+        ({"parameterization": "v"}, "v", False),
+        ({"parameterization": "v", "zero_terminal_snr": "True"}, "v", True),
+        ({"parameterization": "eps", "zero_terminal_snr": "True"}, "eps", False),  # which no network can predict there
+    ],
+)
+def test_what_a_scheduler_says_overrules_the_config_of_a_family(
+    about: dict[str, str], predicts: str, ends_in_noise: bool
+) -> None:
+    """SDXL's family has one config, of eps; fine-tunes of it predict v."""
+    with on_meta():
+        tensors = build(load_config(CONFIGS / "sdxl-base.yaml"), "sdxl-base").state_dict()
+    tree, _ = find_config(Weights(tensors, about), Path("here"))
+    with on_meta():
+        model = build(tree, "here")
+    assert (model.parameterization, model.schedule.zero_terminal_snr) == (predicts, ends_in_noise)
+
+
+def test_a_scheduler_and_marks_in_a_file_say_the_same(folder: Path, tmp_path: Path) -> None:
+    said = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(said))
+    marked = {"v_pred": torch.tensor([]), "ztsnr": torch.tensor([]), "conv_in.weight": torch.ones(3)}
+    save_file(marked, tmp_path / "marked.safetensors")
+    found = read_any(tmp_path / "marked.safetensors")
+    assert list(found.tensors) == ["conv_in.weight"]
+    assert found.metadata == read_any(folder).metadata == {"parameterization": "v", "zero_terminal_snr": "True"}
