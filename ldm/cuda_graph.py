@@ -38,23 +38,26 @@ class Graph(Protocol):
 
 
 class CudaGraph:
-    """pool: memory that graphs share, for they never run at once and leave nothing there but their results."""
+    """pool: memory that graphs share, for they never run at once and leave nothing there but their results.
+    device: the network's, which need not be the current one, and what is launched on another is in no graph."""
 
-    def __init__(self, pool: Any) -> None:
-        self.graph, self.pool = torch.cuda.CUDAGraph(), pool
+    def __init__(self, pool: Any, device: torch.device) -> None:
+        self.graph, self.pool, self.device = torch.cuda.CUDAGraph(), pool, device
 
     def record(self, function: Callable[[], Tensor]) -> Tensor:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
-                function()
-        torch.cuda.current_stream().wait_stream(side)
-        with torch.cuda.graph(self.graph, pool=self.pool, capture_error_mode="thread_local"):
-            return function()
+        with torch.cuda.device(self.device):
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UP):
+                    function()
+            torch.cuda.current_stream().wait_stream(side)
+            with torch.cuda.graph(self.graph, pool=self.pool, stream=side, capture_error_mode="thread_local"):
+                return function()
 
     def replay(self) -> None:
-        self.graph.replay()
+        with torch.cuda.device(self.device):
+            self.graph.replay()
 
 
 class Recording:
@@ -141,13 +144,13 @@ _RECORDERS: WeakKeyDictionary[nn.Module, Recorder] = WeakKeyDictionary()
 
 def constants_of(network: nn.Module) -> Constants | Recorder:
     """The edit that spares a network what it has done before: on a CUDA device all its launches, else its constants."""
-    if not next(network.parameters()).is_cuda:
+    device = next(network.parameters()).device
+    if device.type != "cuda":
         return Constants(network)
     recorder = _RECORDERS.get(network)
-    if recorder is None or recorder.weights != places_of(
-        network
-    ):  # graphs outlast a job, but not a move of the weights
-        recorder = _RECORDERS[network] = Recorder(network, partial(CudaGraph, torch.cuda.graph_pool_handle()))
+    if recorder is None or recorder.weights != places_of(network):  # graphs outlast a job, not a move of the weights
+        recorder = Recorder(network, partial(CudaGraph, torch.cuda.graph_pool_handle(), device))
+        _RECORDERS[network] = recorder
     return recorder
 
 

@@ -25,6 +25,7 @@ LEAST_WEIGHTS = 1 << 22  # numbers, from which it does: smaller ones stay in the
 LEAST_CHANNELS = 128  # on either side, from which tiles pay, and in training a product for the weights' gradient
 LEAST_NUMBERS = 150_000  # C H W of a picture, from which Winograd's sums cost less than the products that they save
 LEAST_PLACES = {4: 1024, 2: 256}  # H W of a picture, by side of a tile, from which the sums of weights do
+DTYPES = (torch.float32, torch.float64)
 BAND = 1 << 22  # numbers of surroundings that are kept at a time in training, and so 16 MB
 
 
@@ -41,7 +42,8 @@ class Conv3x3(nn.Conv2d):
         return self.product(x) if self.is_product(x) else super().forward(x)
 
     def chooses(self, x: Tensor) -> bool:
-        return not torch.is_autocast_enabled("cpu") and x.dtype == self.weight.dtype
+        """In half precision none of it: tiles add and take away what is many times as large as what is left."""
+        return not torch.is_autocast_enabled("cpu") and x.dtype == self.weight.dtype and x.dtype in DTYPES
 
     def trained(self, x: Tensor) -> Tensor:
         if self.channels < LEAST_CHANNELS:

@@ -84,6 +84,8 @@ class UNet(nn.Module):
         )
         self.in_channels, self.out_channels, self.context_dim = in_channels, out_channels, context_dim
         self.skips_per_level = n + 1
+        keeps_one = resample == "conv" and downsample_padding == 1  # place where only one is left
+        self.least_side = 1 if keeps_one else 2**last
         self.num_classes, self.y_dim = num_classes, y_dim
         self.flip_sin_to_cos, self.freq_shift = flip_sin_to_cos, freq_shift
         self.new_attention_order = new_attention_order
@@ -130,9 +132,12 @@ class UNet(nn.Module):
         zero(self.conv_out)
 
     def forward(self, x: Tensor, t: Tensor, context: Tensor | None = None, y: Tensor | None = None) -> Tensor:
-        """x (B, in_channels, h, w), any h, w; t (B,) in training timesteps, whole or not; context (B, M, context_dim),
-        y as the class says -> (B, out_channels, h, w). ValueError if context or y is missing or not wanted."""
+        """x (B, in_channels, h, w), h and w of `least_side` or more; t (B,) in training timesteps, whole or not;
+        context (B, M, context_dim), y as the class says -> (B, out_channels, h, w). ValueError if context or y is
+        missing or not wanted, or a side too small."""
         self.check(context, y)
+        if self.least_side > 1 and min(x.shape[2:]) < self.least_side:
+            raise ValueError(f"{tuple(x.shape[2:])} is too small for this network: {self.least_side} is its least side")
 
         # what every res-block is told
         emb = self.embed(x, t, y)  # (B, 4 C)

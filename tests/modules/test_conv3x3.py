@@ -117,3 +117,16 @@ def test_other_convolutions_keep_their_ways() -> None:
     net = nn.ModuleList([*others, nn.Conv2d(4, 4, 3, padding=1)])
     choose_convolutions(net)
     assert [type(module) is Conv3x3 for module in net] == [False] * len(others) + [True]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_it_is_the_convolution_s(dtype: torch.dtype) -> None:
+    """Tiles would be off by several hundredths."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(128, 128, 3, padding=1).to(dtype, memory_format=torch.channels_last)
+    x = torch.randn(1, 128, 64, 64).to(dtype).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = conv(x)
+        choose_convolutions(conv)
+        assert type(conv) is Conv3x3 and conv.tile_side(64, 64) == 4
+        assert torch.equal(conv(x), expected)

@@ -220,3 +220,16 @@ def test_context_and_y_are_wanted_or_not() -> None:
         UNet(**SMALL, y_dim=6)(x, t, torch.randn(1, 5, 8))
     with pytest.raises(ValueError, match="y_dim None and was given a y"):
         UNet(**SMALL)(x, t, torch.randn(1, 5, 8), torch.randn(1, 6))
+
+
+@pytest.mark.parametrize(("how", "least"), [({"downsample_padding": 0}, 4), ({"resample": "pool"}, 4), ({}, 1)])
+def test_the_least_side_works_and_one_less_is_a_sentence(how: dict[str, Any], least: int) -> None:
+    shape = {"block_out_channels": (8, 8, 8), "layers_per_block": 1, "attention_levels": False, "num_heads": 1}
+    unet = UNet(**shape, norm_num_groups=4, **how).eval()
+    unet = unet.requires_grad_(False)
+    nn.init.normal_(unet.conv_out.weight)
+    t = torch.tensor([3.0])
+    assert unet(torch.randn(1, 4, least, least + 1), t).abs().max() > 0
+    if least > 1:
+        with pytest.raises(ValueError, match="4 is its least side"):
+            unet(torch.randn(1, 4, least, least - 1), t)
