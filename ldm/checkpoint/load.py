@@ -17,6 +17,7 @@ from ldm.checkpoint.diffusers_folder import read_any
 from ldm.checkpoint.fit import check_fit, fill, stored
 from ldm.checkpoint.meta import on_meta
 from ldm.checkpoint.read import CheckpointError, Weights, read
+from ldm.checkpoint.repeated import gathered
 from ldm.checkpoint.strangers import lone_part, stranger
 from ldm.checkpoint.write import write
 from ldm.config import build
@@ -135,7 +136,7 @@ def skeleton(
         model = build(tree, source, expected=LatentDiffusion)
     assert isinstance(model, LatentDiffusion)
     _check_family(model, weights.tensors, path, source)
-    tensors = _renamed(weights, model, path, use_ema) | _borrowed(weights, path)
+    tensors = _renamed(weights, model, path, use_ema) | borrowed_parts(weights, path)
     for part, (other, contents) in parts.items():
         tensors = borrow.with_part(tensors, part, _renamed(contents, model, other), other)
     return Skeleton(model, tensors, tree, source, weights)
@@ -196,9 +197,9 @@ def save(
     check_fit(twin, tensors, Path(path), "the config to be stored with it")
     borrows = borrows or {}
     about = {**(metadata or {}), **borrow.note(tensors, borrows), "config": json.dumps(config)}
-    _borrowed(Weights({}, about), Path(path))  # refuses a part that is not what it borrows
+    borrowed_parts(Weights({}, about), Path(path))  # refuses a part that is not what it borrows
     own = {name: tensor for name, tensor in tensors.items() if name.partition(".")[0] not in borrows}
-    write(path, own, about)
+    write(path, gathered(own), about)
 
 
 def weights_path(name_or_path: str | Path) -> Path:
@@ -228,7 +229,7 @@ def _renamed(weights: Weights, model: LatentDiffusion, path: Path, use_ema: bool
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _borrowed(weights: Weights, path: Path) -> dict[str, Tensor]:
+def borrowed_parts(weights: Weights, path: Path) -> dict[str, Tensor]:
     """The tensors of parts that the file takes from shipped models, which are named and unchanged since."""
     out: dict[str, Tensor] = {}
     try:

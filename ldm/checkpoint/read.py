@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ldm.checkpoint import checksums
+from ldm.checkpoint.repeated import spread
 from ldm.files import regular_size
 
 _MAX_HEADER = 8 << 20  # bytes of names and shapes; the longest of a published file of this family are 0.4 MB
@@ -45,7 +46,8 @@ class Weights:
 def read(path: str | Path, *, verify: bool = True) -> Weights:
     """Read a .safetensors or .ckpt file to the CPU, in the dtypes it is stored in; CheckpointError if it is neither.
 
-    verify: hold the tensors of one of our own files against their checksums. Without, none of their bytes is read.
+    verify: hold the tensors of one of our own files against their checksums. Without, none of their bytes is read
+    but those of tables that are mostly one row (`repeated`).
     """
     path = Path(path)
     if path.is_dir():
@@ -113,7 +115,10 @@ def _read_safetensors(path: Path, size: int, verify: bool) -> Weights:
         raise CheckpointError(f"{path}: not a valid safetensors file ({why}); {_AGAIN}") from error
     if fault is not None:
         raise CheckpointError(f"{path}: {fault} is not what was written there, as its checksum tells; {_AGAIN}")
-    return Weights(tensors, texts)
+    try:
+        return Weights(spread(tensors), texts)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}; {_AGAIN}") from error
 
 
 def _check_names(names: Collection[str], path: Path) -> None:

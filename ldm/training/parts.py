@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.checkpoint.fit import fill
-from ldm.checkpoint.load import weights_path
+from ldm.checkpoint.load import borrowed_parts, weights_path
 from ldm.checkpoint.read import read
 from ldm.config import parse_config
+from ldm.modules.attention import BasicTransformerBlock
+from ldm.modules.blocks import zero
 
 
 def fill_part(module: nn.Module, file: str, part: str = "") -> None:
@@ -20,24 +23,35 @@ def fill_part(module: nn.Module, file: str, part: str = "") -> None:
 
 
 def fill_unet(unet: nn.Module, file: str) -> None:
-    """As `fill_part`, from a UNet that is shown less or attends at fewer levels: input channels that it lacks begin as
-    zeros, and a noise level's embedding and attention as they are, of which the latter adds nothing untrained."""
-    own, tensors = unet.state_dict(), part_tensors(file, "unet")
+    """As `fill_part`, from a UNet that is shown less or attends elsewhere. What it lacks begins as nothing: input
+    channels and the ends of new attention as zeros, a noise level's embedding as it is. Attention that `unet` lacks is
+    left out."""
+    tensors = part_tensors(file, "unet")
+    theirs = {_attention(name) for name in tensors}
+    for name, block in unet.named_modules():
+        if isinstance(block, BasicTransformerBlock) and f"{name}." not in theirs:
+            for end in (block.attn1.to_out, block.attn2.to_out, block.ff.net[-1]):
+                zero(end)
+    own = unet.state_dict()
+    ours = {_attention(name) for name in own}
     lacking = own["conv_in.weight"].shape[1] - tensors["conv_in.weight"].shape[1]
     if lacking > 0:
         tensors["conv_in.weight"] = F.pad(tensors["conv_in.weight"], (0, 0, 0, 0, 0, lacking))
-    new = {name: tensor for name, tensor in own.items() if _may_be_new(name, tensors)}
-    fill(unet, new | tensors, weights_path(file), "this experiment")
+    new = {k: v for k, v in own.items() if k.startswith("class_embedding.") or _attention(k) not in theirs}
+    known = {k: v for k, v in tensors.items() if _attention(k) in ours}
+    fill(unet, new | known, weights_path(file), "this experiment")
 
 
-def _may_be_new(name: str, known: Mapping[str, Tensor]) -> bool:
-    block, attends, _ = name.partition(".attentions.")
-    is_new_level = bool(attends) and not any(other.startswith(block + attends) for other in known)
-    return name.startswith("class_embedding.") or is_new_level
+def _attention(name: str) -> str:
+    """What a tensor of a UNet belongs to, of attentions and the transformer blocks in them; "" if to none."""
+    found = re.match(r".*\.attentions\.\d+\.(transformer_blocks\.\d+\.)?", name)
+    return found[0] if found else ""
 
 
 def part_tensors(file: str, part: str) -> dict[str, Tensor]:
-    tensors, prefix = read(weights_path(file)).tensors, f"{part}."
+    path, prefix = weights_path(file), f"{part}."
+    weights = read(path)
+    tensors = weights.tensors | borrowed_parts(weights, path)
     inside = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     return inside if part and inside else dict(tensors)
 

@@ -54,7 +54,11 @@ class ReadingExperiment:
         return reading_loss(words, sky, nouns, scenes)
 
     def result(self, trained: Reader) -> nn.Module:
-        return trained.text_encoder
+        tokens = torch.cat([self.batch(step)[0] for step in range(50)])
+        tower = trained.text_encoder
+        assert isinstance(tower, OpenCLIPTextEncoder)
+        mean_of_unread(tower, tokens)
+        return tower
 
     @torch.no_grad()
     def preview(self, trained: Reader) -> str:
@@ -65,6 +69,16 @@ class ReadingExperiment:
         whole, related = read_right(words, sky, nouns, scenes)
         loss = reading_loss(words, sky, nouns, scenes)
         return f"held-out loss {loss:.3f}, captions read without an error {whole:.1%}, relations {related:.1%}"
+
+
+@torch.no_grad()
+def mean_of_unread(tower: OpenCLIPTextEncoder, tokens: Tensor) -> None:
+    """A token that is not among `tokens`, of any shape, becomes their mean instead of the noise that it began as. So an
+    unknown word changes little, and a file keeps one row for all of them (`checkpoint/repeated.py`)."""
+    table = tower.tower.token_embedding.weight  # (49408, width)
+    read = tokens.unique()
+    unread = torch.ones(len(table), dtype=torch.bool, device=table.device).index_fill(0, read, False)
+    table[unread] = table[read].mean(0)
 
 
 @register("JudgeExperiment")
@@ -103,4 +117,4 @@ def roughened(pictures: Tensor, generator: torch.Generator) -> Tensor:
     tent = torch.tensor([[1.0, 2.0, 1.0], [2.0, 4.0, 2.0], [1.0, 2.0, 1.0]], device=pictures.device) / 16
     soft = F.conv2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), tent.expand(3, 1, 3, 3), groups=3)
     noise = torch.randn(pictures.shape, generator=generator).to(pictures.device)
-    return pictures.lerp(soft, softness) + 0.1 * strength * noise
+    return pictures.lerp(soft.to(pictures), softness) + 0.1 * strength * noise

@@ -15,6 +15,7 @@ from torch import Tensor
 from ldm.checkpoint import checksums
 from ldm.checkpoint.load import SHIPPED, load, outline, weights_path
 from ldm.checkpoint.read import CheckpointError, read
+from ldm.checkpoint.repeated import gathered
 from ldm.checkpoint.write import DTYPES, write
 
 ABOUT = {"config": json.dumps({"target": "Größe", "params": {"a": 1}}), "seed": "0"}
@@ -123,5 +124,5 @@ def test_shipped_files_carry_them_and_written_again_are_the_same(tmp_path: Path,
     with safe_open(weights_path(name), "pt") as file:
         assert {"checksums", "checked"} <= file.metadata().keys()
     found = read(weights_path(name))
-    write(tmp_path / "again.safetensors", found.tensors, found.metadata)
+    write(tmp_path / "again.safetensors", gathered(found.tensors), found.metadata)
     assert (tmp_path / "again.safetensors").read_bytes() == weights_path(name).read_bytes()
