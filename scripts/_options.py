@@ -92,7 +92,12 @@ HOW: tuple[Option, ...] = (
     ("--rho", number(0.1, 100), "R", "shape of karras (7) and polyexponential (1)"),
     ("--sigmas", falling, "S,S,…", "noise levels of your own, falling, instead of --steps and --spacing"),
     ("--timesteps", falling, "T,T,…", "the same as training timesteps, 999,850,…"),
-    ("--eta --ddim-eta", number(0, math.inf), "E", "fresh noise in each step: 0, 1, or more (the model's; with --sampler, that one's)"),
+    (
+        "--eta --ddim-eta",
+        number(0, math.inf),
+        "E",
+        "fresh noise in each step: 0, 1, or more (the model's, or the --sampler's)",
+    ),
     ("--s-churn", number(0, math.inf), "S", "noise added on the way, in samplers that can (0)"),
     ("--s-tmin", number(0, math.inf), "S", "at noise levels from this one (0)"),
     ("--s-tmax", number(0, math.inf, ends=True), "S", "to this one (inf)"),

@@ -26,7 +26,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of prompts and pictures (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--sampler", help="(default: the model's)")
-    parser.add_argument("--eta", type=float, help="fresh noise in each step (default: the model's; with --sampler, that sampler's)")
+    parser.add_argument("--eta", type=float, help="fresh noise in each step (default: the model's, or the --sampler's)")
     parser.add_argument("--spacing")
     parser.add_argument("--scale", type=float, help="guidance scale (default: the model's)")
     parser.add_argument("--batch-size", type=int, default=25)

@@ -69,7 +69,11 @@ SHEETS: dict[str, tuple[Row, ...]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="scenes", help="a shipped model or a file (default: %(default)s)")
-    parser.add_argument("--worse", metavar="FILE", help="what autoguidance leads away from (default: the model, with noise on its weights)")
+    parser.add_argument(
+        "--worse",
+        metavar="FILE",
+        help="autoguidance leads away from this (default: the model with noise on its weights)",
+    )
     parser.add_argument("--only", nargs="+", choices=SHEETS, default=list(SHEETS), help="sheets to draw (default: all)")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)

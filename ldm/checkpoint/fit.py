@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from ldm.checkpoint.mapped import MappedFiles
 from ldm.checkpoint.read import CheckpointError
 
+_ONE_THREAD = Lock()
 REMEDIES = {  # for parts that a file may lack
     "unet": "use a complete file",
     "autoencoder": "use a complete file, or give autoencoder=FILE, one that holds it",
@@ -112,12 +114,13 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
 def _one_thread() -> Iterator[None]:
     """One reads as fast as a disk gives. More of them would wait for each other after each of 2,000 tensors, which on
     a machine that is busy elsewhere takes five times as long."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    with _ONE_THREAD:  # or of two that load at once, the later would find one thread, and leave it so
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
 
 
 def is_finite(value: Tensor) -> bool:

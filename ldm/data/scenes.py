@@ -108,11 +108,6 @@ def sample_scene(seed: int) -> Scene:
     return Scene(things, relations, rng.choice(SKIES), math.radians(rng.uniform(15, 60)))
 
 
-def training_scenes(start: int = 0) -> Iterator[Scene]:
-    """Scenes start, start + 1, … without those held out for evaluation."""
-    return (scene for scene in map(sample_scene, count(start)) if not held_out(scene))
-
-
 def evaluation_scenes(seed: int = 0) -> Iterator[Scene]:
     """Fresh scenes whose combination of attributes training has never seen."""
     return (scene for scene in map(sample_scene, count(EVALUATION_SEED + seed * 10**6)) if held_out(scene))

@@ -47,9 +47,9 @@ class DiffusionExperiment:
 
     start: a model (its name or file) to go on from. autoencoder, text_encoder: files of parts already trained, or of
     models that hold them. Each brings its own config, which replaces that of `model` or its part. unet: the file of a
-    model whose UNet to begin with, which may be shown less than this one and attend elsewhere (`fill_unet`). caption_dropout: share
-    of empty captions, for classifier-free guidance. train_text: move the tower too. grounding: weight of `Grounding`;
-    mending: share of a batch that is to mend a mistake (`denoising_loss`); both for Scenes only.
+    model whose UNet to begin with, which may be shown less than this one and attend elsewhere (`fill_unet`).
+    caption_dropout: share of empty captions, for classifier-free guidance. train_text: move the tower too. grounding:
+    weight of `Grounding`; mending: share of a batch that is to mend a mistake (`denoising_loss`); both for Scenes only.
     hint: what the denoiser is shown besides. borrow: leave parts that a shipped model has out of the result's file.
     """
 
@@ -156,14 +156,18 @@ class DiffusionExperiment:
             old.autoencoder,
             text_encoder,
             old.schedule,
-            old.parameterization,
-            old.image_size,
-            old.guidance_scale,
-            old.sampler,
-            old.eta,
-            old.zero_unconditional,
-            old.framing_embedding,
-            old.low_resolution,
+            parameterization=old.parameterization,
+            image_size=old.image_size,
+            guidance_scale=old.guidance_scale,
+            sampler=old.sampler,
+            eta=old.eta,
+            zero_unconditional=old.zero_unconditional,
+            framing_embedding=old.framing_embedding,
+            low_resolution=old.low_resolution,
+            clip_x0=old.denoiser.clip_x0,
+            image_encoder=old.image_encoder,
+            image_augmentation=old.image_augmentation,
+            depth_estimator=old.depth_estimator,
         )
 
     def preview(self, trained: nn.ModuleDict) -> Image.Image:

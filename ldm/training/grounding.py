@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ldm.data.scenes import Scene
 from ldm.metrics.judge import CELL_CHANNELS, GRID, cells_loss
-from ldm.modules.blocks import ResnetBlock, UpBlock
+from ldm.modules.blocks import ResnetBlock, UpBlock, zero
 from ldm.modules.unet import UNet
 
 
@@ -28,6 +28,7 @@ class Grounding(nn.Module):
         block = unet.up_blocks[-2]  # its output has been upsampled to the latent's resolution
         assert isinstance(block, UpBlock) and isinstance(block.resnets[-1], ResnetBlock)
         self.cells = nn.Conv2d(block.resnets[-1].conv2.out_channels, CELL_CHANNELS, 1)
+        zero(self.cells)  # whose noise would pull at the UNet, a thousand times too hard, before it has learned to ask
         self.features: Tensor | None = None
         self.hook = block.register_forward_hook(self.keep)
 

@@ -77,7 +77,6 @@ class Update:
 
     step: int
     loss: float
-    rate: float
 
 
 class Trainer:
@@ -146,7 +145,7 @@ class Trainer:
             self._log(value.item())
             if self.step % recipe.save_every == 0 or self.step == recipe.steps:
                 self.save()
-            yield Update(self.step, value.item(), recipe.rate(self.step))
+            yield Update(self.step, value.item())
 
     @torch.no_grad()
     def _update_average(self) -> None:

@@ -18,6 +18,7 @@ from ldm.models.diffusion.schedule import NoiseSchedule
 from ldm.models.text_encoder import OpenCLIPTextEncoder
 from ldm.pipeline import txt2img
 from ldm.training.losses import autoencoder_loss, denoising_loss
+from ldm.training.parts import carried_config, fill_part
 from ldm.training.reading import WORD_CHANNELS, Noun, attribute_logits, last_token, read_right, reading_loss
 from ldm.training.run import Run, read_recipe
 from ldm.training.scene_experiments import roughened
@@ -287,3 +288,29 @@ def test_roughened_pictures_keep_their_mean_and_lose_their_crispness():
     crispness = rough.diff(dim=3).abs().mean(dim=(1, 2, 3)) / pictures.diff(dim=3).abs().mean(dim=(1, 2, 3))
     assert crispness.min() < 0.6 and crispness.max() > 0.85  # each by its own amount
     assert torch.equal(rough, roughened(pictures, torch.Generator().manual_seed(1)))
+
+
+def test_pictures_are_roughened_in_mixed_precision_too():
+    pictures = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    plain = roughened(pictures, torch.Generator().manual_seed(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = roughened(pictures, torch.Generator().manual_seed(1))
+    torch.testing.assert_close(mixed, plain, atol=0.02, rtol=0)
+
+
+def test_what_a_model_is_besides_its_networks_stays_as_training_ends(folder):
+    tree = {**MODEL, "params": {**MODEL["params"], "clip_x0": True, "eta": 1.5, "guidance_scale": 2.0}}
+    experiment = build(node("DiffusionExperiment", model=tree, data=folder, recipe=RECIPE))
+    made = experiment.result(experiment.trained)
+    assert made.denoiser.clip_x0 and (made.eta, made.guidance_scale) == (1.5, 2.0)
+    before, after = vars(experiment.model), vars(made)
+    apart = {"_modules", "denoiser"}
+    assert {k: v for k, v in after.items() if k not in apart} == {k: v for k, v in before.items() if k not in apart}
+
+
+def test_a_training_may_begin_with_a_model_that_borrows_its_parts():
+    tower = build(carried_config("scenes-inpainting", "text_encoder"))
+    fill_part(tower, "scenes-inpainting", "text_encoder")
+    shipped = load("scenes").text_encoder.state_dict()
+    assert shipped.keys() == tower.state_dict().keys()
+    assert all(torch.equal(value, shipped[name]) for name, value in tower.state_dict().items())

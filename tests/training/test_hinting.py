@@ -154,23 +154,39 @@ def test_parts_come_out_of_a_whole_models_file(tmp_path, folder):
 
 
 @pytest.mark.usefixtures("no_grad")
-def test_a_unet_may_attend_at_more_levels_than_the_one_it_begins_with(tmp_path: Path) -> None:
-    """It adds nothing at first; but what lacks a part of an attention is no such file."""
-    shape = {
-        "block_out_channels": (8, 8),
-        "layers_per_block": 1,
-        "num_heads": 2,
-        "context_dim": 6,
-        "norm_num_groups": 4,
-    }
-    torch.manual_seed(0)
-    few, more = (UNet(**shape, attention_levels=levels).eval() for levels in ((False, True), (True, True)))
-    for parameter in few.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    write(tmp_path / "few.safetensors", few.state_dict(), {})
-    fill_unet(more, str(tmp_path / "few.safetensors"))
+def test_a_unet_may_attend_elsewhere_than_the_one_it_begins_with(tmp_path: Path) -> None:
+    """More of it adds nothing at first, what it lacks is left out; but a file of half an attention is none."""
+
+    def made(levels: tuple[bool, bool], depth: tuple[int, int]) -> UNet:
+        torch.manual_seed(0)
+        widths = {"block_out_channels": (8, 8), "layers_per_block": 1, "num_heads": 2, "norm_num_groups": 4}
+        unet = UNet(**widths, context_dim=6, attention_levels=levels, transformer_depth=depth).eval()
+        for parameter in unet.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        return unet
+
     given = torch.randn(2, 4, 8, 8), torch.tensor([3.0, 500.0]), torch.randn(2, 5, 6)
+    few, deep = made((False, True), (1, 1)), made((False, True), (1, 2))
+    file = str(tmp_path / "few.safetensors")
+    write(file, few.state_dict(), {})
+    more = UNet(
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        num_heads=2,
+        norm_num_groups=4,
+        context_dim=6,
+        attention_levels=(True, True),
+        transformer_depth=(1, 2),
+    ).eval()
+    fill_unet(more, file)
     assert few(*given).abs().max() > 0.1 and torch.equal(more(*given), few(*given))
+    fill_unet(deep, file)
+    assert torch.equal(deep(*given), few(*given))
+
+    write(tmp_path / "deep.safetensors", made((True, True), (1, 2)).state_dict(), {})
+    fill_unet(few, str(tmp_path / "deep.safetensors"))
+    for name, value in few.state_dict().items():
+        assert torch.equal(value, made((True, True), (1, 2)).state_dict()[name])
 
     lacking = {name: tensor for name, tensor in few.state_dict().items() if not name.endswith("attn2.to_q.weight")}
     write(tmp_path / "lacking.safetensors", lacking, {})

@@ -70,7 +70,7 @@ def dpm_adaptive(
         sigma_down, sigma_up = _split(sigma, sigma_next, end, eta)
         x0 = denoise(x, level(sigma)) if x0 is None else x0  # known where a step is repeated
         high, low = _solve(denoise, x, x0, sigma, sigma_down, order)
-        factor = (_error(high, low, previous, rtol, atol) + 1e-8) ** (-1 / order)
+        factor = (_error(high, low, previous, rtol, atol) + 1e-8) ** (-1 / (1.5 if eta else order))  # as in k-diffusion
         factor = 1 + math.atan(factor - 1)
         h *= factor
         if factor < SAFETY:
