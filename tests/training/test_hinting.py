@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
+from ldm.checkpoint.configs import CONFIGS
 from ldm.checkpoint.load import load
 from ldm.checkpoint.read import CheckpointError
 from ldm.checkpoint.write import write
-from ldm.config import build
+from ldm.config import build, load_config
 from ldm.models.diffusion.denoiser import Conditioning
 from ldm.modules.unet import UNet
 from ldm.pipeline import upscale
@@ -192,3 +193,13 @@ def test_a_unet_may_attend_elsewhere_than_the_one_it_begins_with(tmp_path: Path)
     write(tmp_path / "lacking.safetensors", lacking, {})
     with pytest.raises(CheckpointError, match="attn2.to_q.weight"):
         fill_unet(more, str(tmp_path / "lacking.safetensors"))
+
+
+def test_the_recipe_of_inpainting_begins_with_the_shipped_unet() -> None:
+    """Whatever that attends to by now."""
+    recipe = load_config(CONFIGS / "train" / "scenes-inpainting.yaml")["params"]
+    assert recipe["unet"] == "scenes"
+    unet = build(load_config(CONFIGS / "scenes-inpainting.yaml")).unet
+    fill_unet(unet, "scenes")
+    shipped = part_tensors("scenes", "unet")
+    assert torch.equal(unet.mid_block.resnets[0].conv1.weight, shipped["mid_block.resnets.0.conv1.weight"].float())
