@@ -17,6 +17,7 @@ from ldm.finite import NonFiniteError as NonFiniteError
 from ldm.finite import check_finite
 from ldm.masks import Canvas
 from ldm.memory import latent_of
+from ldm.models.diffusion.tiles import usual_overlap
 from ldm.models.framing import check_level
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.provenance import telling
@@ -85,7 +86,7 @@ def _tiles(model: LatentDiffusion, tile: int, overlap: int | None) -> tuple[int,
     if tile == 0:
         return None
     step = model.autoencoder.downsample_factor
-    overlap = tile // step // 4 * step if overlap is None else overlap
+    overlap = usual_overlap(tile, step) if overlap is None else overlap
     if tile < 0 or tile % step or overlap % step or not 0 <= overlap < tile:
         raise ValueError(f"tile {tile} with overlap {overlap}: give multiples of {step}, and a tile above its overlap")
     return tile // step, overlap // step

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldm.cuda_graph import forget
 from ldm.items import Item
-from ldm.models.diffusion.tiles import blended, decoded
+from ldm.models.diffusion.tiles import blended, decoded, usual_overlap
 from ldm.models.latent_diffusion import LatentDiffusion
 from ldm.provenance import Tell, autoencoded
 
@@ -128,7 +128,7 @@ def _in_tiles(
             if smaller < SMALLEST_TILE:
                 height, width = (side * factor for side in sides)
                 raise NotEnoughMemoryError(f"{verb}ing one picture of {width}x{height} pixels") from error
-        tiles = smaller, smaller // 4
+        tiles = smaller, usual_overlap(smaller)
         free_memory(model)
         side = smaller * factor
         tell(f"out of memory in the autoencoder: {verb}ed in tiles of {side} pixels, whose tones may differ a little")

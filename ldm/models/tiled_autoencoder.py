@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.models.autoencoder import Autoencoder, ConvolutionalAutoencoder, Gaussian
-from ldm.models.diffusion.tiles import blended
+from ldm.models.diffusion.tiles import blended, usual_overlap
 from ldm.modules.edits import instead
 from ldm.modules.exact_tiles import Levels
 
@@ -26,7 +26,7 @@ class TiledAutoencoder(Autoencoder):
     def __init__(self, inner: Autoencoder, size: int, overlap: int | None = None, exact: bool = False) -> None:
         super().__init__()
         step = inner.downsample_factor
-        overlap = size // step // 4 * step if overlap is None else overlap
+        overlap = usual_overlap(size, step) if overlap is None else overlap
         if size < 2 * step or size % step or overlap % step or not 0 <= overlap < size:
             raise ValueError(
                 f"tile {size} with overlap {overlap}: give multiples of {step}, a tile of {2 * step} or more, "

@@ -33,6 +33,11 @@ def tiled(denoiser: ConditionalDenoise, size: int, overlap: int) -> ConditionalD
     return denoise
 
 
+def usual_overlap(size: int, step: int = 1) -> int:
+    """A quarter of a tile's side, in whole steps."""
+    return size // step // 4 * step
+
+
 def decoded(decode: Callable[[Tensor], Tensor], z: Tensor, size: int, overlap: int, factor: int) -> Tensor:
     """Pixels (B, 3, H, W) of a latent (B, C, h, w), tile by tile; `factor` is the autoencoder's."""
     _check(size, overlap)
