@@ -19,19 +19,26 @@ BACKENDS = {
 
 @contextmanager
 def pinned(name: str | None) -> Iterator[None]:
-    """None and auto leave the choice to torch. Kernels differ in the last bits of what they answer."""
-    if name in (None, "auto"):
+    """None and auto leave the choice to torch. Kernels differ in the last bits of what they answer.
+
+    What the named one cannot do, such as a text tower's mask or the wide heads of an autoencoder in float32, the next
+    that can does.
+    """
+    if name is None or name == "auto":
         yield
         return
-    with sdpa_kernel(BACKENDS[name]):
+    others = () if name == "math" else (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
+    with sdpa_kernel(list(dict.fromkeys((BACKENDS[name], *others))), set_priority=True):
         yield
 
 
 def check_backend(name: str | None, device: torch.device | str, dtype: torch.dtype) -> None:
     """ValueError where torch has no such kernel for the device and the dtype: it is tried."""
+    if name is None or name == "auto":
+        return
     q = torch.zeros(1, 1, 8, 64, device=device, dtype=dtype)  # (B, heads, N, d)
     try:
-        with torch.inference_mode(), pinned(name):
+        with torch.inference_mode(), sdpa_kernel(BACKENDS[name]):
             F.scaled_dot_product_attention(q, q, q)
     except RuntimeError as error:
         kind = str(dtype).removeprefix("torch.")

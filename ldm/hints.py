@@ -195,6 +195,10 @@ def _encode(model: LatentDiffusion, pixels: Tensor) -> Tensor:
 
 def check_concat(model: LatentDiffusion, hints: Hints) -> None:
     """ValueError where the network is to be shown something else beside the latent than what it was trained with."""
+    if getattr(model.unet, "y_dim", None) is not None and model.framing_embedding is None and hints.noisy is None:
+        raise ValueError(
+            "this model's network is told of a picture: vary one with scripts/variations.py (ldm.variations)"
+        )
     takes, given = model.concat_channels, 0 if hints.concat is None else hints.concat.shape[1]
     if hints.noisy is not None and model.low_resolution is not None:  # an embedding under noise is no channel
         given += hints.noisy.shape[1] * model.low_resolution.fold**2

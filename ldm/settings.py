@@ -181,6 +181,8 @@ def _eta(sampler: str, eta: float | None, own: float | None) -> float | None:
             raise ValueError(f"eta is {eta:g}, but sampler {sampler} has none; leave it out or take ddim")
         return None
     eta = next(value for value in (eta, own, parameter.default) if value is not None)
+    if sampler == "tcd" and eta > 1:
+        raise ValueError(f"eta is {eta:g}; of tcd it is the paper's gamma, 0 … 1")
     if not 0 <= eta < math.inf:
         raise ValueError(f"eta is {eta}; it can be 0 (nothing random in a step), 1 (the noise of the process) or more")
     return eta

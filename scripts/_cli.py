@@ -199,6 +199,8 @@ def _check_names(options: argparse.Namespace) -> None:
 def _check_backend(options: argparse.Namespace) -> None:
     """What graphs cannot: the rest is none of their business."""
     for name, remedy in WITH_TORCH.items():
+        if name == "tile" and options.command == "upscale":  # its own, of the latent
+            continue
         if getattr(options, name, None) not in (None, False, 0, "auto", *((1,) if name == "clip_skip" else ())):
             raise Usage(f"--{name.replace('_', '-')} needs --backend torch: {remedy}")
     if options.precision not in (None, "full"):

@@ -27,7 +27,7 @@ from _speed import hasten
 
 from ldm.backends import check_backend, pinned
 from ldm.checkpoint.load import load
-from ldm.checkpoint.onnx_folder import load_onnx
+from ldm.checkpoint.onnx_folder import has_provider, load_onnx
 from ldm.generate import Progress, Result, generate
 from ldm.items import Item, make_items, with_scales
 from ldm.memory import NotEnoughMemoryError, is_out_of_memory
@@ -38,6 +38,7 @@ from ldm.refiner import Refiner
 
 FOREIGN = re.compile(r"<(?:lora|lyco|hypernet):[^<>]{1,100}>")  # A1111's words for networks to add
 
+AUTOCAST = {"cpu": torch.bfloat16, "cuda": torch.float16, "mps": torch.float16}
 PROVIDERS = {  # of onnxruntime, for each kind of device: the one to be used, and those that help it out
     "cpu": ("CPUExecutionProvider",),
     "cuda": ("CUDAExecutionProvider", "CPUExecutionProvider"),
@@ -157,7 +158,7 @@ def _models(
 def _loaded(
     options: argparse.Namespace, choice: Choice, device: str, dtype: torch.dtype
 ) -> tuple[LatentDiffusion, Refiner | None, LatentDiffusion | None]:
-    check_backend(options.attention, device, dtype)
+    check_backend(options.attention, device, AUTOCAST[device] if options.precision == "autocast" else dtype)
     home = "cpu" if choice.offload else device
     model = _load(options, home, dtype)
     refiner = _load_refiner(options, str(model.device), dtype)  # an ONNX model is on the CPU, for torch
@@ -208,12 +209,14 @@ def _load_autoguide(options: argparse.Namespace, device: str, dtype: torch.dtype
 def _autocast(device: str, precision: str) -> AbstractContextManager[Any]:
     if precision != "autocast":
         return nullcontext()
-    return torch.autocast(device, torch.bfloat16 if device == "cpu" else torch.float16)
+    return torch.autocast(device, AUTOCAST[device])
 
 
 def choose_device(options: argparse.Namespace) -> tuple[str, str]:
     """(device, precision), said aloud; ValueError if the one asked for is not there."""
     device = find_device(options.device)
+    if options.backend == "onnx" and options.device == "auto" and not has_provider(PROVIDERS[device]):
+        device = "cpu"
     precision = options.precision or ("full" if options.backend != "torch" else default_precision(device))
     name = f" ({torch.cuda.get_device_name()})" if device == "cuda" else ""
     by = ", chosen by auto" if options.device == "auto" else ""

@@ -132,7 +132,10 @@ class Job:
     def _described(self, first: int, first_grid: int) -> Tree:
         """The manifest, with the names that begin at these indices."""
         is_named = not self.options.skip_save
-        grids = 0 if self.options.skip_grid else (len(self.items) + GRID_LIMIT - 2) // GRID_LIMIT  # of two or more
+        count, full = len(self.items), GRID_LIMIT - 1
+        if is_named or count < 2:
+            full -= 1  # one picture that is saved needs no grid of its own
+        grids = 0 if self.options.skip_grid else (count + full) // GRID_LIMIT
         tree = self._wanted()
         names = [{"name": f"{first + i:05}-{item.seed}"} if is_named else {} for i, item in enumerate(self.items)]
         return tree | {

@@ -22,6 +22,8 @@ class Parser(argparse.ArgumentParser):
         message = message.removeprefix("argument ")
         if message.startswith("unrecognized arguments: "):
             word = message.removeprefix("unrecognized arguments: ")
+            if not word.strip():
+                raise Usage("an argument is empty; leave it out, or put a prompt in quotes after --prompt")
             close = difflib.get_close_matches(word.split()[0].split("=")[0], self._option_string_actions, 1)
             remedy = f"did you mean {close[0]}?" if close else "--help lists all options"
             if word[0] != "-":

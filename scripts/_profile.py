@@ -57,7 +57,7 @@ class Watch:
         with ExitStack() as hooks:
             for name, module in self.modules.items():
                 enter = module.register_forward_pre_hook(self._enter(name), with_kwargs=True, prepend=True)
-                leave = module.register_forward_hook(self._leave)
+                leave = module.register_forward_hook(self._leave, always_call=True)  # after an exception too
                 hooks.callback(enter.remove)
                 hooks.callback(leave.remove)
             yield

@@ -84,7 +84,7 @@ Found = dict[str, list[Line]]
 
 def report(names: Sequence[str], bench: Bench, as_json: bool, out: Path | None = None) -> int:
     """Print each row as soon as it is measured, and keep it; 1 if one of them failed."""
-    about = bench.alone(describe)
+    about = bench.alone(describe) | bench.told
     kept = {} if out is None else kept_rows(out, about)
     found: Found = {}
     if not as_json:
@@ -122,7 +122,7 @@ def kept_rows(out: Path, about: dict[str, str]) -> Found:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"--out {out}: not a file of this command; name another") from error
     if machine != about:
-        other = next((key for key in about if machine.get(key) != about[key]), "machine")
+        other = next(key for key in about | machine if machine.get(key) != about.get(key))
         raise ValueError(f"--out {out}: its rows are of another {other}, {machine.get(other)}; name another file")
     return {name: lines for name, lines in rows.items() if not has_failed(lines)}
 

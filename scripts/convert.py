@@ -60,13 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             ask=options.probe,
             note=print,
         )
-    except BrokenPipeError:
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):  # made since `_fault` looked
+            raise ValueError(f"{options.output} {THERE}") from error
         raise
-    except (ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in (errno.EEXIST, errno.ENOTEMPTY):  # made since `_fault` looked
-            error = ValueError(f"{options.output} {THERE}")
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
     return 0
 
 
@@ -78,7 +75,12 @@ def _fault(out: Path, layout: str) -> str:
         return "is not a folder, which diffusers reads; give another name"
     if layout != "diffusers" and out.suffix != ".safetensors":
         return "is not a .safetensors file; give another name"
-    return "" if out.parent.is_dir() else f"cannot be written: there is no folder {out.parent}; make it first"
+    if not out.parent.is_dir():
+        return f"cannot be written: there is no folder {out.parent}; make it first"
+    from ldm.files import check_writable
+
+    check_writable(out)
+    return ""
 
 
 if __name__ == "__main__":

@@ -257,6 +257,7 @@ def test_non_finite_numbers_are_named_not_drawn(own_tiny: Any) -> None:
         ({"sigmas": [7], "rho": 2.0}, "rho is 2.0, but a list"),
         ({"eta": math.nan}, "eta is nan"),
         ({"eta": -0.5}, r"eta is -0\.5; it can be 0 .* or more"),
+        ({"sampler": "tcd", "eta": 1.5}, "eta is 1.5; of tcd it is the paper's gamma, 0 … 1"),
         ({"guidance_scale": math.inf}, "guidance_scale is inf"),
         ({"seed": -1}, "seed -1"),
         ({"seed": 2**32 - 1, "num_images": 2}, "seed 4294967295 with 2 images"),

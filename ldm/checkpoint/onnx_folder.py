@@ -132,6 +132,15 @@ def check_folder(folder: Path) -> None:
         )
 
 
+def has_provider(providers: Sequence[Provider]) -> bool:
+    """Whether onnxruntime, and the one that is wanted most, are there."""
+    try:
+        check_providers(providers)
+    except ValueError:
+        return False
+    return True
+
+
 def check_providers(providers: Sequence[Provider]) -> None:
     """ValueError where onnxruntime, or the one that is wanted most, is not there."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -144,8 +145,9 @@ def their_peak(file: Checkpoint, tiny: bool) -> int:
 
 
 OUR_FIRST = """
-import sys, torch, ldm
-model = ldm.load(sys.argv[1], dtype=torch.float16, autoencoder_dtype=torch.float32, device="cuda")
+import json, sys, torch, ldm
+config = json.loads(sys.argv[5]) or None
+model = ldm.load(sys.argv[1], config=config, dtype=torch.float16, autoencoder_dtype=torch.float32, device="cuda")
 next(iter(ldm.txt2img(model, sys.argv[2], steps=30))).image.save(sys.argv[4])
 """
 THEIR_FIRST = """
@@ -162,6 +164,7 @@ pipe(sys.argv[2], num_inference_steps=30).images[0].save(sys.argv[4])
 def first_picture(bench: Bench) -> Iterator[Line]:
     file = checkpoint(bench, "sdxl-base")
     told = [str(file.file), PROMPT, str(file.configs), str(bench.folder / "first.png")]
+    told.append(json.dumps(file.tree if bench.tiny else None))  # of few channels is no published family
     sides = {"ours": ["-c", OUR_FIRST, *told], "theirs": ["-c", THEIR_FIRST, *told]}
     taken, _ = processes(sides, bench)
     share = taken["ours"] / taken["theirs"]

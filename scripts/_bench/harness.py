@@ -28,6 +28,13 @@ class Bench:
     plot: Path | None = None
     file: Path | None = None  # a checkpoint of the user's, for `load`
 
+    @property
+    def told(self) -> dict[str, str]:
+        """What the figures depend on besides the machine."""
+        size = {"size": "tiny: the figures say nothing"} if self.tiny else {}
+        file = {"file": str(self.file)} if self.file is not None else {}
+        return {"rounds": str(self.rounds)} | size | file
+
     def alone(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """The function's result, out of a fresh process; a tiny bench saves the seconds that one takes to begin."""
         if self.tiny:

@@ -140,7 +140,7 @@ def step_seconds(model: Any, size: int, scale: float, steps: int = 3) -> float:
 # --- the shipped model -------------------------------------------------------------------------------------------
 
 
-@row("scenes", "the shipped model, text to uint8: the default command's loop, and a batch of 16")
+@row("scenes", "the shipped model, text to uint8, ddim: one picture, and a batch of 16")
 def scenes(bench: Bench) -> Iterator[Line]:
     import torch
 

@@ -59,7 +59,7 @@ def cold_start(bench: Bench) -> Iterator[Line]:
     with tempfile.TemporaryDirectory() as folder:
         steps = "2" if bench.tiny else "30"
         script = [str(SCRIPTS / "txt2img.py"), "--prompt", PROMPT, "--sampler", "ddim"]
-        script += ["--steps", steps, "--outdir", folder]
+        script += ["--steps", steps, "--outdir", folder, "--precision", "full"]  # as theirs
         theirs = ["-c", THEIR_SCENES, str(SCRIPTS), f"{folder}/theirs.png", PROMPT, steps]
         seconds, _ = processes({"ours": [*script, "--seed", "5", "--device", "cpu"], "theirs": theirs}, bench)
     yield Line("scenes to PNG, against the same in diffusers' classes", seconds["ours"], seconds["theirs"])

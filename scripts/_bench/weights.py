@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import io
 import json
 import math
@@ -97,7 +98,8 @@ def checkpoint(bench: Bench, family: str, dtype: str = "fp16") -> Checkpoint:
 
 def described(bench: Bench, file: Path) -> Checkpoint:
     """A file of the user's; what diffusers needs beside it, to ask no network, goes into the bench's folder."""
-    configs = bench.folder / f"{file.stem}-configs"
+    digest = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:8]
+    configs = bench.folder / f"{file.stem}-{digest}-configs"
     if not (configs / "tree.json").is_file():
         bench.alone(describe, file, configs)
     return Checkpoint("its own", file, json.loads((configs / "tree.json").read_text()), configs)

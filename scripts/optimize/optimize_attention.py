@@ -83,7 +83,7 @@ def measure(asked: Counter[Shape], device: str, dtype: torch.dtype, rounds: int)
                 reasons[name] = "torch has no such kernel for this device and dtype" if missing else str(error)[:120]
                 continue
             times[name].append(seconds)
-            worst[name] = max(worst[name], float((found.double() - exact).norm() / exact.norm()))
+            worst[name] = max(worst[name], float((found.cpu().double() - exact).norm() / exact.norm()))
         for name in names:
             total[name] += count * min(times[name][1:], default=0.0)
     return [
@@ -98,8 +98,8 @@ def attend(name: str, inputs: tuple[Tensor, Tensor, Tensor], device: str) -> tup
     with sdpa_kernel(list(KERNELS.values()) if name == "auto" else KERNELS[name]):
         start = time.perf_counter()
         found = F.scaled_dot_product_attention(*inputs)
-        if device == "cuda":
-            torch.cuda.synchronize()
+        if device != "cpu":
+            getattr(torch, device).synchronize()
         return time.perf_counter() - start, found
 
 
@@ -112,9 +112,9 @@ def tensors(shape: Shape, device: str, dtype: torch.dtype) -> tuple[Tensor, Tens
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q kᵀ / √d) v in float64, of a picture and a head at a time."""
+    """softmax(q kᵀ / √d) v in float64, which not all devices have, on the CPU, of a picture and a head at a time."""
     rows = []
-    for a, b, c in zip(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), strict=True):
+    for a, b, c in zip(*(x.cpu().flatten(0, 1) for x in (q, k, v)), strict=True):
         scores = a.double() @ b.double().T / a.shape[-1] ** 0.5  # (N, M)
         rows.append(scores.softmax(dim=-1) @ c.double())
     return torch.stack(rows).unflatten(0, q.shape[:2])

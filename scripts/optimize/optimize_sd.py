@@ -39,7 +39,6 @@ from ldm.generate import Progress, Result  # noqa: E402
 REFERENCE: Settings = {"precision": "full"}  # whose pictures are the right ones
 TRIED: dict[str, tuple[Any, ...]] = {  # values of options, in the order of trial; those that this program has
     "precision": ("bf16", "fp16", "full", "autocast"),
-    "layout": ("channels_last", "contiguous"),
     "attention": ("flash", "efficient", "cudnn", "math"),
     "compile": (True,),
     "tile": (512,),
@@ -85,7 +84,8 @@ def measure(base: Sequence[str], settings: Settings, options: argparse.Namespace
     said = io.StringIO()
     try:
         with tempfile.TemporaryDirectory() as folder, redirect_stdout(said), redirect_stderr(said):
-            draw(parse("txt2img", [*base, "--outdir", folder, *words(settings)]), watch)
+            if draw(parse("txt2img", [*base, "--outdir", folder, *words(settings)]), watch) == 130:
+                raise KeyboardInterrupt  # which `draw` has answered by finishing a batch
     except (ValueError, RuntimeError, NotImplementedError) as error:
         return Row(settings, reason=" ".join(str(error).split())[:160]), []
     seconds = median(watch.batches(options.n_samples)) / options.n_samples

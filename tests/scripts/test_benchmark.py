@@ -107,6 +107,10 @@ def test_rows_are_kept_and_not_measured_again(
     said = capsys.readouterr()
     assert said.out.count("| works | half | 500 ms | 1.00 s | 2.00 | ≥ 1.5 yes |") == 4
     assert said.err == "stopped; the same command goes on\n"
+    assert script.main([*given, "--rounds", "2"]) == 2 and "of another rounds, 3" in capsys.readouterr().err
+    full = [word for word in given if word != "--tiny"]
+    monkeypatch.setattr(Bench, "alone", lambda self, function, *arguments: function(*arguments))
+    assert script.main(full) == 2 and "its rows are of another size, tiny: " in capsys.readouterr().err
     monkeypatch.setattr(script, "describe", lambda: {"commit": "two"})
     assert script.main(given) == 2 and "its rows are of another commit, one; name another" in capsys.readouterr().err
     (tmp_path / "rows.json").write_text("[]")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import ldm
 
@@ -90,3 +91,23 @@ def test_drawings_show_what_they_are_given() -> None:
     chart = np.asarray(bars("t", [("slow", 4.0, True), ("fast", 1.0, False)]))
     good, bad = ((chart == colour).all(axis=2).sum() for colour in (GOOD, BAD))
     assert good / bad == pytest.approx(4, rel=0.02)
+
+
+def test_a_call_that_ends_in_an_exception_is_over() -> None:
+    """As those of exact tiles do, and one that memory did not suffice for."""
+
+    from _profile import Watch
+
+    class Broken(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("enough")
+
+    broken, sound = Broken(), nn.Linear(2, 3)
+    calls = Watch({"broken": broken, "sound": sound})
+    with calls():
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="enough"):
+                broken(torch.ones(1))
+            sound(torch.ones(1, 2))
+    assert not calls._open
+    assert {name: number for (name, _), number in calls.asked.items()} == {"broken": 2, "sound": 2}

@@ -107,6 +107,16 @@ def test_old_spellings_mean_the_same(txt2img: Run) -> None:
     assert files("grid") == ["grid-00000.png"]
 
 
+@pytest.mark.parametrize(("number", "grids"), [(1, 0), (2, 1), (3, 2), (4, 2)])
+def test_where_grids_are_all_that_is_saved_each_picture_is_in_one(
+    txt2img: Run, monkeypatch: pytest.MonkeyPatch, number: int, grids: int
+) -> None:
+    monkeypatch.setattr("_manifest.GRID_LIMIT", 2)
+    monkeypatch.setattr("_output.GRID_LIMIT", 2)
+    assert txt2img(*DRAW, "--n-iter", number, "--skip-save") == 0
+    assert [name for name in files("outputs") if name.startswith("grid")] == [f"grid-{i:05}.png" for i in range(grids)]
+
+
 def test_churn_is_written_down_and_reproduced(txt2img: Run, capsys: Capture) -> None:
     churn = ("--s-churn", 3, "--s-tmin", 0.1, "--s-tmax", 9, "--s-noise", 1.5)
     assert txt2img("--prompt", "a", "--steps", 4, "--sampler", "heun", "--outdir", "plain") == 0
@@ -349,6 +359,8 @@ def test_a_failure_is_one_sentence_and_status_1(txt2img: Run, monkeypatch: pytes
         (("--prompt", "a", "--scale", "nan"), "--scale: nan is out of range; give a finite number"),
         (("--prompt", "a", "--scale", "inf"), "--scale: inf is out of range"),
         (("--prompt", "a", "--eta", "-1"), "--eta/--ddim-eta: -1 is out of range; give 0 or more"),
+        (("--prompt", "a", ""), "an argument is empty; leave it out, or put a prompt in quotes after --prompt"),
+        (("--prompt", "a", "--sampler", "tcd", "--eta", "1.5"), "--eta is 1.5; of tcd it is the paper's gamma, 0 … 1"),
         (("--prompt", "a", "--seed", "4294967296"), "--seed: 4294967296 is out of range"),
         (("--prompt", "a", "--seed", "4294967295", "--n_iter", "2"), "--seed: 4294967295 and the 1 after it"),
         (("--prompt", "a", "--plms", "--eta", "1"), "--eta is 1, but sampler plms has none; leave it out or take ddim"),
