@@ -144,12 +144,12 @@ _RECORDERS: WeakKeyDictionary[nn.Module, Recorder] = WeakKeyDictionary()
 
 def constants_of(network: nn.Module) -> Constants | Recorder:
     """The edit that spares a network what it has done before: on a CUDA device all its launches, else its constants."""
-    device = next(network.parameters()).device
-    if device.type != "cuda":
+    weight = next(network.parameters())
+    if not weight.is_cuda:
         return Constants(network)
     recorder = _RECORDERS.get(network)
     if recorder is None or recorder.weights != places_of(network):  # graphs outlast a job, not a move of the weights
-        recorder = Recorder(network, partial(CudaGraph, torch.cuda.graph_pool_handle(), device))
+        recorder = Recorder(network, partial(CudaGraph, torch.cuda.graph_pool_handle(), weight.device))
         _RECORDERS[network] = recorder
     return recorder
 

@@ -60,10 +60,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             ask=options.probe,
             note=print,
         )
-    except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):  # made since `_fault` looked
-            raise ValueError(f"{options.output} {THERE}") from error
-        raise
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError):
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            error = ValueError(f"{options.output} {THERE}")  # made since `_fault` looked
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     return 0
 
 

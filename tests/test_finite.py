@@ -54,7 +54,7 @@ def test_sampling_reports_before_it_decodes(monkeypatch: pytest.MonkeyPatch) -> 
             self._seen.append((stage, torch.isfinite(x).all()))
 
     class Model:
-        dtype, concat_channels = torch.float32, 0
+        dtype, concat_channels, unet = torch.float32, 0, None
 
         def decode(self, z: Tensor) -> Tensor:
             raise AssertionError

@@ -211,7 +211,7 @@ def test_a_file_may_borrow_parts_of_a_shipped_model(tmp_path: Path) -> None:
     file, borrows = tmp_path / "variant.safetensors", {"autoencoder": "scenes", "text_encoder": "scenes"}
     scenes.unet.conv_out.bias.data += 1
     save(scenes, file, config=tree, dtype=torch.float16, borrows=borrows)
-    assert file.stat().st_size < 15e6
+    assert file.stat().st_size < 2 * sum(p.numel() for p in scenes.unet.parameters()) + 200_000  # and names
     found = load(file, config=tree)
     assert torch.equal(found.unet.conv_out.bias, scenes.unet.conv_out.bias.half().float())
     for part in borrows:

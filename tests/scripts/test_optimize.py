@@ -81,7 +81,7 @@ def test_what_a_network_attends_to() -> None:
 
     asked = shapes(outline("scenes"), 2, 128, 64, states=64)
     # (batch, heads, queries, keys, channels): calls
-    whole, half = {(2, 4, 128, 128, 16): 3, (2, 4, 128, 64, 16): 3}, {(2, 4, 32, 32, 44): 4, (2, 4, 32, 64, 44): 4}
+    whole, half = {(2, 4, 128, 128, 16): 3, (2, 4, 128, 64, 16): 3}, {(2, 4, 32, 32, 44): 8, (2, 4, 32, 64, 44): 8}
     assert asked == Counter(whole | half)  # attention at all of 16 × 8 pixels, and at half
 
 
