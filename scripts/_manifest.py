@@ -132,10 +132,9 @@ class Job:
     def _described(self, first: int, first_grid: int) -> Tree:
         """The manifest, with the names that begin at these indices."""
         is_named = not self.options.skip_save
-        count, full = len(self.items), GRID_LIMIT - 1
-        if is_named or count < 2:
-            full -= 1  # one picture that is saved needs no grid of its own
-        grids = 0 if self.options.skip_grid else (count + full) // GRID_LIMIT
+        count = len(self.items)
+        least = 2 if is_named or count == 1 else 1  # pictures in the last grid: where one is saved, it needs none
+        grids = 0 if self.options.skip_grid else (count + GRID_LIMIT - least) // GRID_LIMIT
         tree = self._wanted()
         names = [{"name": f"{first + i:05}-{item.seed}"} if is_named else {} for i, item in enumerate(self.items)]
         return tree | {

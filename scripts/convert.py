@@ -60,14 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             ask=options.probe,
             note=print,
         )
-    except (ValueError, OSError) as error:
-        if isinstance(error, OSError):
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                raise
-            error = ValueError(f"{options.output} {THERE}")  # made since `_fault` looked
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    except ValueError as error:
+        fault = str(error)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        fault = f"{options.output} {THERE}"  # made since `_fault` looked
+    else:
+        return 0
+    print(f"error: {fault}", file=sys.stderr)
+    return 2
 
 
 def _fault(out: Path, layout: str) -> str:

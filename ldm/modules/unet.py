@@ -84,8 +84,7 @@ class UNet(nn.Module):
         )
         self.in_channels, self.out_channels, self.context_dim = in_channels, out_channels, context_dim
         self.skips_per_level = n + 1
-        keeps_one = resample == "conv" and downsample_padding == 1  # place where only one is left
-        self.least_side = 1 if keeps_one else 2**last
+        self.least_side = plan.least_side
         self.num_classes, self.y_dim = num_classes, y_dim
         self.flip_sin_to_cos, self.freq_shift = flip_sin_to_cos, freq_shift
         self.new_attention_order = new_attention_order

@@ -51,6 +51,12 @@ class Plan:
         if self.resample not in ("conv", "pool", "resnet"):
             raise ValueError(f"resample {self.resample!r} is unknown: choose conv, pool or resnet")
 
+    @property
+    def least_side(self) -> int:
+        """Of what the network takes: only a convolution with a border makes one place of one."""
+        keeps_one = self.resample == "conv" and self.downsample_padding == 1
+        return 1 if keeps_one else 2 ** (len(self.widths) - 1)
+
     def resnet(self, c_in: int, c_out: int, resize: Resize = same) -> nn.Module:
         return ResnetBlock(
             c_in,
